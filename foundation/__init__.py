@@ -1,0 +1,1 @@
+"""What every job shares: errors for people, strict recipes, atomic files, progress, provenance."""

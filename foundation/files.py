@@ -1,0 +1,68 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path``; on success it replaces ``path``, on failure it is removed.
+
+    ``mode`` is "w" (text, UTF-8) or "wb". The data and the folder entry are on disk when the block has ended.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The name is unique to the writer, so that two processes with the same target don't write into one file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: str | Path) -> None:
+    """Make the folder's entries durable (a rename is only safe once its folder is)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def commit_folder(partial: str | Path, final: str | Path) -> None:
+    """Make everything under ``partial`` durable, then rename it to ``final``.
+
+    Raises:
+        FileExistsError: ``final`` exists already; ``partial`` is left as it is.
+    """
+    partial, final = Path(partial), Path(final)
+    if final.exists():
+        raise FileExistsError(f"{final} exists already")
+    for root, _, names in os.walk(partial):
+        for name in names:
+            handle = os.open(os.path.join(root, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        fsync_folder(root)
+    os.rename(partial, final)
+    fsync_folder(final.parent)
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's content, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

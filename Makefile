@@ -1,0 +1,28 @@
+# The two commands of the README are `make quickstart` and `make test`; both set up .venv by themselves.
+PYTHON ?= python3.11
+
+.PHONY: help quickstart test check install clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: .venv/installed  ## from photos to a generated picture, with a tiny model, on a CPU
+	@.venv/bin/bitdance quickstart
+
+test: check  ## linters, types, and all tests
+	.venv/bin/python -m pytest -n 2
+
+check: .venv/installed  ## format, lint, types
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/ruff check --quiet .
+	.venv/bin/mypy --no-error-summary
+
+install: .venv/installed  ## a .venv with everything pinned
+
+.venv/installed: pyproject.toml requirements/cpu.txt requirements/overrides.txt requirements/install.sh
+	@echo "setting up .venv (once)"
+	@requirements/install.sh $(PYTHON)
+	@touch $@
+
+clean:  ## remove what quickstart has made
+	rm -rf runs/quickstart

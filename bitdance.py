@@ -1,0 +1,71 @@
+"""The front door: one command, `bitdance`, made of the sub-commands of each room.
+
+Nothing heavy is imported here: each command imports what it needs when it runs, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+from typer.core import TyperGroup
+
+from data_pipeline.cli import app as data_app
+from evaluation.cli import app as evaluation_app
+from evaluation.weights_cli import app as weights_app
+from foundation.errors import ExitCode, UserError
+from trainer.cli import app as trainer_app
+from trainer.tokenizer_training.cli import app as tokenizer_app
+
+
+class InOrder(TyperGroup):
+    """Lists the commands in the order of the work, from photos to pictures, not by the alphabet."""
+
+    order = ("data", "tokenizer", "train", "lineage", "generate", "compare", "import", "export", "quickstart")
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        known = [name for name in self.order if name in self.commands]
+        return known + [name for name in self.commands if name not in known]
+
+
+app = typer.Typer(
+    cls=InOrder,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Train BitDance: autoregressive text-to-image models that predict binary visual tokens.
+
+    From photos to a picture, in the order of the work: [bold]data[/] turns image shards into binary latents with a
+    [bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting from the export of the
+    one before; [bold]generate[/] samples pictures from any export. Every job is a YAML recipe in configs/, and
+    every command may be run again: it goes on where it stopped, and says so when nothing is left to do.
+
+    Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 70 a bug.
+    """,
+)
+app.add_typer(data_app, name="data", help="From metadata and image shards to binary latents.")
+app.add_typer(tokenizer_app, name="tokenizer", help="Train the binary tokenizer.")
+for room in (trainer_app, evaluation_app, weights_app):
+    app.add_typer(room)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one message and its exit code, a bug in a traceback and 70."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception:  # noqa: BLE001  (the last line of defence: everything else has been caught before)
+        traceback.print_exc()
+        print("This is a bug in bitdance: please report it with the lines above.", file=sys.stderr)
+        sys.exit(ExitCode.BUG)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,9 +3,9 @@
 A dataset is a folder (local, or a prefix of an object store):
 
     manifest.json          written last; a dataset without it is not finished (`Manifest` below)
-    index.json             MDS index of the shards of all classes: the classes by rising resolution, in a class
-                           the tasks by number, in a task its shards. Base names are paths relative to the
-                           dataset's folder: the whole folder is one `StreamingDataset` without a split
+    index.json             MDS index of the shards of all classes: the classes by rising resolution, in a
+                           class the tasks by number, in a task its shards. Base names are paths relative to
+                           the dataset's folder: the whole folder is one `StreamingDataset` without a split
     tasks/NNNNN/           one per input shard; appears whole, by one rename, and is never rewritten
         done.json          the marker: counts, hashes, fingerprint, code version
         samples.parquet    a row per record: class, row, key, bucket, n_text, perceptual hash, cropped share
@@ -20,10 +20,10 @@ A dataset is a folder (local, or a prefix of an object store):
     text_tokenizer/        where the recipe trained one on the captions
     recipe.json            the tokenize recipe that made the folder; another recipe is refused
 
-Ids. A class has `raw_samples` records in its shards, numbered from 0 in the index's order (the *raw* position),
-of which `samples` are kept; a *sample id* numbers the kept ones without gaps. `raw_positions` maps ids to raw
-positions; a record's place in the whole `index.json` is its raw position + `first_sample` of its class. The side
-index costs 3 bytes a sample.
+Ids. A class has `raw_samples` records in its shards, numbered from 0 in the index's order (the *raw*
+position), of which `samples` are kept; a *sample id* numbers the kept ones without gaps. `raw_positions` maps
+ids to raw positions; a record's place in the whole `index.json` is its raw position + `first_sample` of its
+class. The side index costs 3 bytes a sample.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """One latent record: the unit that the offline pipeline writes and that training reads by id.
- Bits are packed eight to a byte. The order is the plain raster order of the token grid: row by row,
+
+Bits are packed eight to a byte. The order is the plain raster order of the token grid: row by row,
 within a row column by column, within a token its C bits from channel 0 on. Within a byte the first bit
 is the least significant one ("little" order). A set bit means +1, a cleared bit means -1. So a 256 px
 picture at 16x down and 32 bits a token is 16 * 16 * 32 / 8 = 1024 bytes.
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# MDS stores the columns sorted by name; no encoding is a pickle. A `bytes` column costs a quarter less to write
-# than `ndarray:uint8`.
+# MDS stores the columns sorted by name; no encoding is a pickle. A `bytes` column costs a quarter less to
+# write than `ndarray:uint8`.
 LATENT_COLUMNS: dict[str, str] = {
     "bits": "bytes",
     "caption": "str",

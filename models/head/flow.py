@@ -1,0 +1,44 @@
+"""Rectified flow on bits as points of {-1, +1}^C (paper, section 2.3; arXiv 2602.14041).
+
+The net predicts the data x; training and sampling work with velocities, and both divide by the same clamped
+1 - t.
+Everything here is float32: callers keep it outside autocast.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MIN_DENOMINATOR = 0.05
+
+
+def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = t x + (1 - t) noise. Shapes: x and noise `[N, P, C]`, t `[N]`; float32."""
+    t = t.view(-1, 1, 1)
+    return t * x + (1.0 - t) * noise
+
+
+def velocity(x: Tensor, x_t: Tensor, t: Tensor | float) -> Tensor:
+    """(x - x_t) / max(1 - t, 0.05), for a target x or a predicted one. `[N, P, C]`, t a number or `[N]`."""
+    if isinstance(t, Tensor):
+        return (x - x_t) / (1.0 - t.view(-1, 1, 1)).clamp_min(MIN_DENOMINATOR)
+    return (x - x_t) / max(1.0 - t, MIN_DENOMINATOR)
+
+
+def velocity_loss(predicted: Tensor, target: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """Velocity matching: mean over bits of (v - v_predicted)^2. `[N, P, C]`, t `[N]` -> `[N, P]`."""
+    difference = velocity(target, x_t, t) - velocity(predicted.float(), x_t, t)
+    return difference.square().mean(dim=-1)
+
+
+def guided(v: Tensor, guidance: float) -> Tensor:
+    """v_u + guidance (v_c - v_u) of a batch whose first half is conditional: `[2N, P, C]` -> `[N, P, C]`."""
+    conditional, unconditional = v.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def draw_noise(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Standard normal float32 of `shape`; drawn by `generator` where it lives, or by the device's global one."""
+    source = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=source).to(device)

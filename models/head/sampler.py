@@ -1,0 +1,74 @@
+"""From noise to bits: the solvers of the flow's differential equation.
+
+`euler_maruyama` is the one that the published images were made with; `euler` is the paper's eq. 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from models.head.flow import draw_noise, guided, velocity
+from models.head.schedule import SamplingTimes
+
+SamplerName = Literal["euler_maruyama", "euler"]
+# (state [N, P, C], index of the time) -> predicted data, [N, P, C] or, with guidance, [2N, P, C]
+Denoiser = Callable[[Tensor, int], Tensor]
+
+
+def check_sampling(rows: int, guidance: float, sampler: str) -> None:
+    """Raise ValueError unless guidance >= 1, rows form two halves where it is > 1, and the sampler is known."""
+    if not (math.isfinite(guidance) and guidance >= 1.0):
+        raise ValueError(f"guidance: found {guidance}, expected a number of at least 1; 1 switches it off")
+    if guidance > 1.0 and rows % 2:
+        raise ValueError(
+            f"guidance {guidance} needs a conditional and an unconditional half, found {rows} rows; "
+            "pass the conditional rows first, then as many unconditional ones"
+        )
+    if sampler not in get_args(SamplerName):
+        raise ValueError(f"sampler: found {sampler!r}, expected one of {list(get_args(SamplerName))}")
+
+
+def integrate(
+    denoise: Denoiser,
+    shape: Sequence[int],
+    times: SamplingTimes,
+    guidance: float,
+    sampler: SamplerName,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Tensor:
+    """Run the solver from t = 0 to 1; float32 `shape` = `[N, P, C]`, N without the unconditional half.
+
+    Draws, in this order: the start, then (euler_maruyama) one draw of `shape` per step, none for the last.
+    """
+    shape = tuple(shape)
+    x = draw_noise(shape, device, generator)
+
+    def guided_velocity(x: Tensor, index: int, t: float) -> Tensor:
+        predicted = denoise(x, index).float()
+        if guidance == 1.0:
+            return velocity(predicted, x, t)
+        # Both halves share x, so only the predictions differ.
+        return guided(velocity(predicted, x.repeat(2, 1, 1), t), guidance)
+
+    for index, (t, dt) in enumerate(zip(times.times, times.dts, strict=True)):
+        v = guided_velocity(x, index, t)
+        if sampler == "euler":
+            x = x + v * dt
+        else:
+            x = euler_maruyama_step(x, v, t, dt, draw_noise(shape, device, generator))
+    return x + guided_velocity(x, len(times.times), times.last) * times.last_dt
+
+
+def euler_maruyama_step(x: Tensor, v: Tensor, t: float, dt: float, noise: Tensor) -> Tensor:
+    """One step of the SDE that has the flow's marginals.
+
+    x + (v + (1-t) score) dt + sqrt(2 (1-t) dt) noise, with score = (t v - x) / ((1-t)^2 + t (1-t)).
+    """
+    score = (t * v - x) / ((1.0 - t) ** 2 + t * (1.0 - t))
+    return x + (v + (1.0 - t) * score) * dt + math.sqrt(2.0 * (1.0 - t) * dt) * noise

@@ -1,0 +1,1 @@
+"""What the network computes: tokenizer, head, backbone, the two BitDance models, their weights in and out."""

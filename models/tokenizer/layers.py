@@ -1,0 +1,97 @@
+"""The layers of the binary tokenizer (paper section 3.1): convolutions, group norms, nothing else.
+
+B batch, C bits per token, W channels; H and V rows and columns of a level, h and w of the token grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.tokenizer.config import NORM_GROUPS
+
+NORM_EPS = 1e-6
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
+
+
+class ResidualBlock(nn.Module):
+    """norm, swish, 3x3 convolution, twice; the shortcut is a 1x1 convolution where the width changes.
+
+    [B, width_in, H, V] -> [B, width_out, H, V].
+    """
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(width_in)
+        self.conv1 = nn.Conv2d(width_in, width_out, kernel_size=3, padding=1, bias=False)
+        self.norm2 = group_norm(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, kernel_size=3, padding=1, bias=False)
+        if width_in != width_out:
+            self.nin_shortcut = nn.Conv2d(width_in, width_out, kernel_size=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.conv1(F.silu(self.norm1(x)))
+        residual = self.conv2(F.silu(self.norm2(residual)))
+        shortcut: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        return shortcut + residual
+
+
+def residual_blocks(count: int, width_in: int, width_out: int) -> nn.ModuleList:
+    """`count` blocks, the first of which changes the width."""
+    return nn.ModuleList(ResidualBlock(width_in if i == 0 else width_out, width_out) for i in range(count))
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    """[B, 4*W, H, V] -> [B, W, 2*H, 2*V] in depth-column-row order.
+
+    Input channel (row*2 + column)*W + c holds the pixel (row, column) of channel c's 2x2 block.
+    (`torch.pixel_shuffle` has c outermost instead.)
+    """
+    batch, channels, rows, columns = x.shape
+    x = x.view(batch, 2, 2, channels // 4, rows, columns)  # batch, row, column, c, H, V
+    x = x.permute(0, 3, 4, 1, 5, 2)  # batch, c, H, row, V, column
+    return x.reshape(batch, channels // 4, 2 * rows, 2 * columns)
+
+
+class Upsample(nn.Module):
+    """Twice the resolution at the same width: 3x3 convolution to four times the channels, depth to space."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, 4 * width, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depth_to_space(self.conv1(x))
+
+
+class LatentStatistics:
+    """What every adaptive norm reads: mean and deviation of the bits z [B, C, h, w] over positions, [B, C].
+
+    The variance is the unbiased one, so a grid of a single token has none: ValueError.
+    """
+
+    def __init__(self, z: Tensor) -> None:
+        if z.shape[2] * z.shape[3] < 2:
+            raise ValueError(
+                "the decoder needs at least two tokens, found a grid of 1x1: use a larger picture"
+            )
+        self.mean = z.mean(dim=(2, 3))
+        self.deviation = torch.sqrt(z.var(dim=(2, 3), unbiased=True) + NORM_EPS)
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """GroupNorm of x [B, W, H, V] whose scale and shift are linear in the statistics of the latent bits."""
+
+    def __init__(self, bits: int, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Linear(bits, width)
+        self.beta = nn.Linear(bits, width)
+
+    def forward(self, x: Tensor, latent: LatentStatistics) -> Tensor:
+        scale = self.gamma(latent.deviation)[:, :, None, None]
+        shift = self.beta(latent.mean)[:, :, None, None]
+        return F.group_norm(x, NORM_GROUPS, eps=NORM_EPS) * scale + shift

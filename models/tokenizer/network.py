@@ -1,0 +1,191 @@
+"""The binary tokenizer: pictures to bits and back (arXiv 2602.14041, section 3.1).
+
+B batch, C bits per token, H and V rows and columns of pixels, h and w of the token grid.
+Names of modules are part of the format: the state dict holds `encoder.*` and `decoder.*` as published.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.tokenizer.config import TokenizerConfig
+from models.tokenizer.layers import (
+    AdaptiveGroupNorm,
+    LatentStatistics,
+    Upsample,
+    group_norm,
+    residual_blocks,
+)
+from models.tokenizer.quantization import binarize
+
+
+class EncoderLevel(nn.Module):
+    """Residual blocks at one resolution, then half of it where the level `shrinks`."""
+
+    def __init__(self, entering: int, width: int, blocks: int, shrinks: bool) -> None:
+        super().__init__()
+        self.block = residual_blocks(blocks, entering, width)
+        self.downsample = (
+            nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1) if shrinks else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        out: Tensor = self.downsample(x)
+        return out
+
+
+class DecoderLevel(nn.Module):
+    """Residual blocks at one resolution, then twice of it where the level `grows`."""
+
+    def __init__(self, entering: int, width: int, blocks: int, grows: bool) -> None:
+        super().__init__()
+        self.block = residual_blocks(blocks, entering, width)
+        self.upsample = Upsample(width) if grows else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        out: Tensor = self.upsample(x)
+        return out
+
+
+class Encoder(nn.Module):
+    """[B, 3, H, V] in [-1, 1] -> [B, C, h, w], unbounded; the signs are the bits."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        blocks, widths = config.num_res_blocks, config.widths
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, kernel_size=3, padding=1, bias=False)
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            entering = widths[i - 1] if i > 0 else config.ch
+            self.down.append(EncoderLevel(entering, width, blocks, shrinks=i < len(widths) - 1))
+        self.mid_block = residual_blocks(blocks, widths[-1], widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv_in(image)
+        for level in self.down:
+            x = level(x)
+        for block in self.mid_block:
+            x = block(x)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return out
+
+
+class Decoder(nn.Module):
+    """Bits z [B, C, h, w] -> picture [B, 3, H, V], about [-1, 1].
+
+    The GAN decoder sees normal noise beside the bits in its first convolution; its adaptive norms read the
+    bits alone.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        blocks, widths, bits = config.num_res_blocks, config.widths, config.z_channels
+        inputs = 2 * bits if config.gan_decoder else bits
+        self.conv_in = nn.Conv2d(inputs, widths[-1], kernel_size=3, padding=1)
+        self.mid_block = residual_blocks(blocks, widths[-1], widths[-1])
+        self.adaptive = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for i, width in enumerate(widths):
+            entering = widths[min(i + 1, len(widths) - 1)]  # the level's first block changes the width
+            self.adaptive.append(AdaptiveGroupNorm(bits, entering))
+            self.up.append(DecoderLevel(entering, width, blocks, grows=i > 0))
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.out_ch, kernel_size=3, padding=1)
+
+    def forward(self, z: Tensor, noise: Tensor | None) -> Tensor:
+        latent = LatentStatistics(z)
+        x = self.conv_in(z if noise is None else torch.cat([z, noise], dim=1))
+        for block in self.mid_block:
+            x = block(x)
+        for i in reversed(range(len(self.up))):
+            x = self.up[i](self.adaptive[i](x, latent))
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return out
+
+
+class BinaryTokenizer(nn.Module):
+    """Pictures to bits and back: a token of C bits for each square of `config.downsample` pixels a side.
+
+    Encode at the exact size that is wanted: the group norms see the whole picture, so padding changes bits
+    all over.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode_raw(self, image: Tensor) -> Tensor:
+        """Picture [B, 3, H, V] in [-1, 1] -> the values whose signs are the bits, [B, C, H/d, V/d].
+
+        Raises ValueError where the shape is another, or a side is no multiple of the downsampling d.
+        """
+        side = self.config.downsample
+        if image.dim() != 4 or image.shape[1] != self.config.in_channels:
+            expected = f"[batch, {self.config.in_channels}, rows, columns]"
+            raise ValueError(f"a picture of shape {list(image.shape)}, expected {expected}")
+        rows, columns = image.shape[2:]
+        if rows == 0 or columns == 0 or rows % side or columns % side:
+            raise ValueError(
+                f"a picture of {rows}x{columns} pixels (rows x columns), expected multiples of {side}, the "
+                "tokenizer's downsampling: resize or crop it (padding would change the bits)"
+            )
+        raw: Tensor = self.encoder(image)
+        return raw
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Picture [B, 3, H, V] in [-1, 1] -> bits [B, C, H/d, V/d] of -1 and +1 in the picture's dtype."""
+        return binarize(self.encode_raw(image))
+
+    def encode_all(self, images: Sequence[Tensor], batch_size: int) -> list[Tensor]:
+        """Pictures [3, H, V] of any sizes -> their bits [C, H/d, V/d], in the same order.
+
+        Pictures of equal size go through the network together, at most `batch_size` at a time.
+        """
+        of_size: dict[torch.Size, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            of_size[image.shape].append(index)
+        bits: dict[int, Tensor] = {}
+        for indices in of_size.values():
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                encoded = self.encode(torch.stack([images[index] for index in batch]))
+                bits.update(zip(batch, encoded, strict=True))
+        return [bits[index] for index in range(len(images))]
+
+    def decode(self, bits: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Bits [B, C, h, w] of -1 and +1 -> picture [B, 3, h*d, w*d], about [-1, 1].
+
+        `noise` (same shape as `bits`, normal) is for a GAN decoder, which draws it where none is given.
+        Raises ValueError where the shapes do not fit, or noise is given to a decoder that takes none.
+        """
+        if bits.dim() != 4 or bits.shape[1] != self.config.z_channels:
+            expected = f"[batch, {self.config.z_channels}, rows, columns]"
+            raise ValueError(f"bits of shape {list(bits.shape)}, expected {expected}")
+        if self.config.gan_decoder:
+            noise = torch.randn_like(bits) if noise is None else noise
+        elif noise is not None:
+            raise ValueError("noise was given, but this tokenizer has no GAN decoder (gan_decoder is false)")
+        if noise is not None and noise.shape != bits.shape:
+            raise ValueError(
+                f"noise of shape {list(noise.shape)}, expected {list(bits.shape)}, that of the bits"
+            )
+        picture: Tensor = self.decoder(bits, noise)
+        return picture
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Pixels of about [-1, 1], any shape -> uint8: 127.5*x + 128, clamped to 0..255 and truncated."""
+    return (127.5 * image + 128.0).clamp(0, 255).to(torch.uint8)

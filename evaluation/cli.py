@@ -1,0 +1,88 @@
+"""`bitdance generate`, `compare` and `quickstart`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foundation.errors import RecipeError
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="An export of training, or a published model folder.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to paint; may be repeated.")],
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "1024x1024",
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 = none.", min=1)] = 7.5,
+    steps: Annotated[int, typer.Option(help="Solver steps of each patch; 10 to 50 are useful.", min=1)] = 25,
+    sampler: Annotated[str, typer.Option(help="euler_maruyama or euler.")] = "euler_maruyama",
+    seed: Annotated[int, typer.Option(help="Of the noise: the same seed gives the same picture.")] = 0,
+    pictures: Annotated[int, typer.Option("--pictures", "-n", help="Pictures for each prompt.", min=1)] = 1,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Binary tokenizer, where the model's folder holds none.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNG files.")] = Path(
+        "samples"
+    ),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32; bfloat16 on a GPU.")] = None,
+) -> None:
+    """Sample pictures from a prompt and write them as PNG."""
+    height, width = _parse_size(size)
+    import torch
+
+    from evaluation.generate import PictureGenerator, generate_files
+    from evaluation.recipes import Sampling
+    from foundation.progress import say
+
+    if sampler not in ("euler_maruyama", "euler"):
+        raise RecipeError(f"--sampler {sampler}: expected euler_maruyama or euler")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    if dtype not in dtypes:
+        raise RecipeError(f"--dtype {dtype}: expected {' or '.join(dtypes)}")
+    sampling = Sampling(steps=steps, guidance=guidance, sampler=sampler, seed=seed)
+    try:
+        generator = PictureGenerator(model, tokenizer, device, dtypes[dtype])
+        paths = generate_files(generator, prompt, (height, width), sampling, pictures, output)
+    except ValueError as error:  # what models/ says of a folder, a size or a prompt
+        raise RecipeError(str(error)) from error
+    for path in paths:
+        say(f"wrote {path}")
+
+
+@app.command()
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="A recipe such as configs/quickstart/compare.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, over the recipe's.")
+    ] = None,
+) -> None:
+    """Photos beside their reconstructions and what models generate from their captions."""
+    from evaluation.recipes import CompareRecipe
+    from foundation.recipes import load_recipe
+
+    loaded = load_recipe(CompareRecipe, recipe, overrides or ())
+    from evaluation.compare import compare as run
+
+    run(loaded)
+
+
+@app.command()
+def quickstart() -> None:
+    """The whole path with a tiny model: photos, tokenizer, latents, four stages, pictures."""
+    from evaluation.quickstart import run_quickstart
+
+    run_quickstart()
+
+
+def _parse_size(size: str) -> tuple[int, int]:
+    height, _, width = size.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise RecipeError(f"--size {size}: expected HEIGHTxWIDTH in pixels, for example 1024x1024")
+    return int(height), int(width)

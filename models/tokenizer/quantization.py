@@ -90,7 +90,7 @@ class GroupLFQ(nn.Module):
         if self.group_bits > MAX_GROUP_BITS:
             raise ValueError(
                 f"{channels} channels in {groups} groups make {self.group_bits} bits a group, "
-                f"expected at most {MAX_GROUP_BITS}: the entropy enumerates all codes of a group, so use more groups"
+                f"expected at most {MAX_GROUP_BITS} (the entropy enumerates all codes): use more groups"
             )
         self.channels, self.groups = channels, groups
         self.temperature, self.eps = temperature, eps

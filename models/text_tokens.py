@@ -1,7 +1,7 @@
-"""Text tokenizers: a small byte-level BPE of one's own, or Qwen's (by its name on the hub, or from a folder).
+"""Text tokenizers: a small byte-level BPE of one's own, or Qwen's (by its hub name, or from a folder).
 
-Both are transformers fast tokenizers whose special tokens have Qwen's spellings, so that the rest of the code,
-and whoever loads an exported model, cannot tell one from the other.
+Both are transformers fast tokenizers whose special tokens have Qwen's spellings, so that the rest of the
+code, and whoever loads an exported model, cannot tell one from the other.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
-# Qwen's special tokens, in the order of their ids. The sequence layout needs five of them; the others are here so
-# that a caption that contains one is read the same way by the small tokenizer and by Qwen's.
+# Qwen's special tokens, in the order of their ids. The sequence layout needs five of them; the others are here
+# so that a caption that contains one is read the same way by the small tokenizer and by Qwen's.
 QWEN_SPECIAL_TOKENS = (
     END_OF_TEXT,
     TURN_START,
@@ -44,8 +44,8 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
 
     Args:
         texts: captions; any iterable, read once.
-        vocab_size: the largest size wanted, special tokens included; at least 270 (256 bytes, 14 special tokens).
-            Few texts may not have so many distinct pieces; then the vocabulary is smaller.
+        vocab_size: the largest size wanted, special tokens included; at least 270 (256 bytes and 14 special
+            tokens). Few texts may not have so many distinct pieces; then the vocabulary is smaller.
 
     Returns:
         A fast tokenizer: byte pieces and merges have the ids from 0, then come the special tokens. It is
@@ -87,7 +87,7 @@ def load_text_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     A folder of that name on this machine wins over the hub. No code that comes with a tokenizer is run.
 
     Raises:
-        ValueError: nothing to be found under ``source``, not a fast tokenizer, or without Qwen's special tokens.
+        ValueError: nothing found under ``source``, not a fast tokenizer, or without Qwen's special tokens.
     """
     where = str(source)
     is_folder = os.path.isdir(where)

@@ -1,4 +1,4 @@
-"""The small byte-level BPE: lossless, with Qwen's special tokens, and the same after a trip through a folder."""
+"""The small byte-level BPE: lossless, with Qwen's special tokens, the same after a trip through a folder."""
 
 import unicodedata
 from pathlib import Path

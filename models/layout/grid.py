@@ -1,0 +1,94 @@
+"""Token grids: patch raster order, 2D positions, and the picture sizes of the published models.
+
+h, w token grid (rows, columns), p patch side in tokens, P = p*p tokens of a patch, D width of the backbone.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+MAX_SIDE = 256
+"""Longest side of a grid, in tokens: the text tokenizer gets `<|res_1|>` to `<|res_256|>`."""
+
+_LANDSCAPE_SIZES = {
+    1024: ((512, 2048), (512, 1920), (640, 1536), (768, 1280), (896, 1152), (1024, 1024)),
+    512: ((256, 1024), (256, 896), (384, 640), (512, 512)),
+}
+
+PUBLISHED_SIZES: dict[int, tuple[tuple[int, int], ...]] = {
+    resolution: tuple(sorted({*sizes, *((width, height) for height, width in sizes)}))
+    for resolution, sizes in _LANDSCAPE_SIZES.items()
+}
+"""Resolution class -> the (height, width) in pixels that the published models were trained at.
+
+Every side is a multiple of 128, so that both 4x4 and 8x8 patches of 16-pixel tokens fit."""
+
+
+def check_grid(h: int, w: int, p: int) -> None:
+    """Raise ValueError unless p x p patches tile an h x w token grid that the `<|res_k|>` tokens can name."""
+    if p < 1 or h < 1 or w < 1 or h % p or w % p:
+        raise ValueError(
+            f"a grid of {h}x{w} tokens can't be cut into {p}x{p} patches: "
+            f"choose a picture size whose sides, in tokens, are multiples of {p}"
+        )
+    if max(h, w) > MAX_SIDE:
+        raise ValueError(f"a grid of {h}x{w} tokens is too large: a side has at most {MAX_SIDE} tokens")
+
+
+@lru_cache(maxsize=256)
+def _patch_raster(h: int, w: int, p: int) -> Tensor:
+    """Plain raster indices [h*w] int64 of the tokens in patch raster order: (h p1) (w p2) -> (h w p1 p2)."""
+    check_grid(h, w, p)
+    with torch.inference_mode(False):  # cached: a caller in inference mode must not leave an inference tensor
+        plain = torch.arange(h * w).view(h // p, p, w // p, p)
+        return plain.transpose(1, 2).reshape(-1)
+
+
+def to_patch_raster(x: Tensor, h: int, w: int, p: int, dim: int = 0) -> Tensor:
+    """Reorder dimension `dim` (h*w tokens) from plain raster to patch raster.
+
+    Patches stand in raster order, and tokens in raster order inside their patch. ValueError where p x p
+    patches do not tile the grid.
+    """
+    return x.index_select(dim, _patch_raster(h, w, p).to(x.device))
+
+
+def from_patch_raster(x: Tensor, h: int, w: int, p: int, dim: int = 0) -> Tensor:
+    """The inverse of `to_patch_raster`."""
+    return x.index_select(dim, _patch_raster(h, w, p).argsort().to(x.device))
+
+
+def grid_places(h: int, w: int, p: int) -> tuple[Tensor, Tensor]:
+    """(rows [h*w], columns [h*w]) int64 of the tokens of a grid in patch raster order."""
+    index = _patch_raster(h, w, p)
+    return index // w, index % w
+
+
+@lru_cache(maxsize=16)
+def _axis_table(half: int, device: torch.device) -> Tensor:
+    """float32 [MAX_SIDE, half]: e(k) = [sin(k*omega), cos(k*omega)], omega_i = 10000^(-i / (half/2))."""
+    with torch.inference_mode(False):
+        # float64, then rounded once: the published table was computed so, and k*omega reaches 255.
+        omega = 10000.0 ** (-torch.arange(half // 2, dtype=torch.float64) / (half // 2))
+        angles = torch.arange(MAX_SIDE, dtype=torch.float64)[:, None] * omega
+        return torch.cat([angles.sin(), angles.cos()], dim=1).float().to(device)
+
+
+def position_embedding(rows: Tensor, cols: Tensor, width: int) -> Tensor:
+    """float32 [n, width] for tokens at rows [n], cols [n] (int64, below MAX_SIDE): [e(col), e(row)].
+
+    Half of the width tells the column, half the row. Added to the projected vision embeddings, and to the
+    hidden states that enter the head, there with the position of the token that each of them predicts.
+    ValueError where the width is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"2D positions need a width that is a multiple of 4, found {width}")
+    table = _axis_table(width // 2, rows.device)
+    return torch.cat([table[cols], table[rows]], dim=-1)
+
+
+def positions_2d(h: int, w: int, width: int, p: int, device: torch.device | str = "cpu") -> Tensor:
+    """float32 [h*w, width]: the 2D positions of a whole grid in patch raster order."""
+    rows, cols = grid_places(h, w, p)
+    return position_embedding(rows.to(device), cols.to(device), width)

@@ -39,6 +39,6 @@ def guided(v: Tensor, guidance: float) -> Tensor:
 
 
 def draw_noise(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Standard normal float32 of `shape`; drawn by `generator` where it lives, or by the device's global one."""
+    """Standard normal float32, drawn by `generator` where it lives, or by the device's global one."""
     source = device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=source).to(device)

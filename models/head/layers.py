@@ -1,7 +1,7 @@
 """Blocks of the diffusion head, and linear layers that know how they start.
 
-The layers initialize themselves as they are built, rather than in a later sweep over the model: under ZeRO-3 a
-layer's weights are sharded at the end of its constructor, and a sweep would find nothing to initialize.
+The layers initialize themselves as they are built, rather than in a later sweep over the model: under ZeRO-3
+a layer's weights are sharded at the end of its constructor, and a sweep would find nothing to initialize.
 """
 
 from __future__ import annotations

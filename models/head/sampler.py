@@ -21,7 +21,7 @@ Denoiser = Callable[[Tensor, int], Tensor]
 
 
 def check_sampling(rows: int, guidance: float, sampler: str) -> None:
-    """Raise ValueError unless guidance >= 1, rows form two halves where it is > 1, and the sampler is known."""
+    """Raise ValueError unless guidance >= 1, rows form two halves where it is > 1, the sampler is known."""
     if not (math.isfinite(guidance) and guidance >= 1.0):
         raise ValueError(f"guidance: found {guidance}, expected a number of at least 1; 1 switches it off")
     if guidance > 1.0 and rows % 2:

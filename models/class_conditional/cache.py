@@ -1,0 +1,45 @@
+"""Keys and values of a growing sequence, in memory that is reserved once."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.class_conditional.config import ClassConditionalConfig
+from models.class_conditional.layers import Attend
+
+
+class KeyValueCache:
+    """Per layer `[2, rows, H, positions, e]`, keys then values; `length` positions are filled.
+
+    A forward pass over T new positions calls every layer's `attend`, then `advance(T)`.
+    """
+
+    def __init__(
+        self, config: ClassConditionalConfig, rows: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (2, rows, config.n_head, config.sequence, config.dim // config.n_head)
+        self.layers = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+        self.length = 0
+
+    def attend(self, layer: int, mask: Tensor | None) -> Attend:
+        """Attention of new positions to the cache and themselves, under a mask `[new, length + new]` or None."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            end = self.length + q.shape[2]
+            keys, values = self.layers[layer].unbind(0)
+            keys[:, :, self.length : end] = k
+            values[:, :, self.length : end] = v
+            return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+
+        return attend
+
+    def advance(self, positions: int) -> None:
+        self.length += positions
+
+    def take_rows(self, other: KeyValueCache, rows: Tensor) -> None:
+        """Fill this cache with the given rows (int64 `[rows]`, repetitions allowed) of another one."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine[..., : other.length, :] = theirs[:, rows, :, : other.length]
+        self.length = other.length

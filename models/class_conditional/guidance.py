@@ -1,0 +1,25 @@
+"""How strong classifier-free guidance is at each autoregressive step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+GuidanceSchedule = Literal["linear", "constant"]
+
+
+def check_guidance(guidance: float, schedule: str) -> None:
+    """Raise ValueError unless guidance >= 1 and the schedule is known."""
+    if not (math.isfinite(guidance) and guidance >= 1.0):
+        raise ValueError(f"guidance: found {guidance}, expected a number of at least 1; 1 switches it off")
+    if schedule not in get_args(GuidanceSchedule):
+        known = list(get_args(GuidanceSchedule))
+        raise ValueError(f"guidance schedule: found {schedule!r}, expected one of {known}")
+
+
+def guidance_at(step: int, steps: int, guidance: float, schedule: GuidanceSchedule) -> float:
+    """Scale at step `step` of `steps`: 1 + (guidance - 1) step / steps ("linear", published), or `guidance`.
+
+    Under "linear" the first step has scale 1: both halves of the batch are then sampled, each on its own.
+    """
+    return 1.0 + (guidance - 1.0) * step / steps if schedule == "linear" else guidance

@@ -1,0 +1,64 @@
+"""Where the tokens of a class-conditional sequence stand, and who sees whom.
+
+A sequence is: n class tokens, P - 1 query tokens, then the vision tokens of all patches but the last, in the
+order of the model (patch raster, or plain raster). The first n - 1 positions are causal; every later run of P
+positions is a block that predicts one patch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from models.class_conditional.config import ClassConditionalConfig
+from models.layout import attention_mask, from_patch_raster, to_patch_raster
+
+ROPE_BASE = 10000.0
+
+
+def to_sequence_order(bits: Tensor, config: ClassConditionalConfig) -> Tensor:
+    """Bits of a picture `[B, C, h, w]` -> `[B, h*w, C]` in the order that the model predicts them."""
+    return to_patch_raster(
+        bits.flatten(2).transpose(1, 2), config.grid, config.grid, config.patch_side, dim=1
+    )
+
+
+def from_sequence_order(bits: Tensor, config: ClassConditionalConfig) -> Tensor:
+    """The inverse of `to_sequence_order`: `[B, h*w, C]` -> `[B, C, h, w]`."""
+    plain = from_patch_raster(bits, config.grid, config.grid, config.patch_side, dim=1)
+    return plain.transpose(1, 2).unflatten(2, (config.grid, config.grid)).contiguous()
+
+
+@lru_cache(maxsize=16)
+def rotations(config: ClassConditionalConfig, device: torch.device) -> Tensor:
+    """Unit complex numbers that rotate the pairs (2k, 2k+1) of q and k: complex64 `[sequence, 1, e/2]`.
+
+    The token in column x and row y turns by (x + 1.5) w_k in its first e/4 pairs and by (y + 1.5) w_k in the
+    others; w_k = 10000^(-2k/(e/2)), and e is the width of a head. Class and query tokens do not turn.
+    """
+    pairs = config.dim // config.n_head // 2
+    with torch.inference_mode(False):  # cached: an inference tensor could not be used in training later
+        frequencies = ROPE_BASE ** (-2.0 * torch.arange(pairs // 2, dtype=torch.float32) / pairs)
+        side = torch.arange(config.grid, dtype=torch.float32) + 1.5
+        column, row = side.repeat(config.grid), side.repeat_interleave(config.grid)
+        angles = torch.cat([column[:, None] * frequencies, row[:, None] * frequencies], dim=-1)
+        angles = to_patch_raster(angles, config.grid, config.grid, config.patch_side)
+        still = torch.zeros(config.cls_token_num + config.parallel_num - 1, pairs)
+        angles = torch.cat([still, angles])[: config.sequence, None]
+        return torch.polar(torch.ones_like(angles), angles).to(device)
+
+
+@lru_cache(maxsize=16)
+def sequence_mask(config: ClassConditionalConfig, device: torch.device) -> Tensor:
+    """bool `[sequence, sequence]`, true = may attend, rows are queries.
+
+    Causal everywhere; with `mask: block_causal`, the tokens of a block also see the later ones of their block.
+    """
+    with torch.inference_mode(False):
+        place = torch.arange(config.sequence) - (config.cls_token_num - 1)
+        blocks = place.div(config.parallel_num, rounding_mode="floor").clamp_min(-1)
+        if config.mask == "causal":
+            blocks = torch.full_like(blocks, -1)
+        return attention_mask(torch.zeros_like(blocks), blocks).to(device)

@@ -1,0 +1,1 @@
+"""Metadata tables of LAION, COYO, DataComp and the like: one schema, rules, joins, deduplication."""

@@ -1,0 +1,175 @@
+"""DuckDB, bounded in memory, reading local files and `s3://` (through s3fs, whose keys never enter SQL)."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
+from data_pipeline.metadata.rules import ListRule
+from data_pipeline.metadata.schema import COLUMNS, IDENTITIES, FileGroup, sql_list, sql_name, sql_text
+from foundation.errors import DataError, Problems
+
+
+@contextmanager
+def open_engine(engine: EngineSection, spill: Path, remote: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection within the recipe's bounds.
+
+    Args:
+        engine: the bounds.
+        spill: folder for temporary files, which need not exist.
+        remote: whether any path is an `s3://` address.
+    """
+    connection = duckdb.connect(config={"memory_limit": engine.memory, "temp_directory": str(spill)})
+    try:
+        if engine.threads:
+            connection.execute(f"SET threads = {engine.threads}")
+        # No extension is fetched from the network behind the user's back.
+        connection.execute("SET autoinstall_known_extensions = false")
+        connection.execute("SET enable_progress_bar = false")
+        if remote:
+            import fsspec
+
+            connection.register_filesystem(fsspec.filesystem("s3"))
+        yield connection
+    finally:
+        connection.close()
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+    """The files that paths, globs and `s3://` addresses stand for, sorted in each pattern, without repeats.
+
+    Raises:
+        DataError: a pattern stands for nothing.
+    """
+    found: dict[str, None] = {}
+    problems = Problems()
+    for pattern in patterns:
+        if pattern.startswith("s3://"):
+            import fsspec
+
+            filesystem = fsspec.filesystem("s3")
+            matches = [f"s3://{path}" for path in sorted(filesystem.glob(pattern))]
+        else:
+            matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        if not matches:
+            problems.add(pattern, "no such file", "give a parquet file or a glob of them")
+        found.update(dict.fromkeys(matches))
+    problems.raise_if_any(DataError, "Metadata tables are missing")
+    return list(found)
+
+
+def group_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> list[FileGroup]:
+    """Files by their columns and types.
+
+    Raises:
+        DataError: files that are no parquet, or have no column that we know a row by; all of them named.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    problems = Problems()
+    for file in files:
+        try:
+            described = connection.execute(
+                f"DESCRIBE SELECT * FROM read_parquet({sql_text(file)})"
+            ).fetchall()
+        except (duckdb.Error, OSError) as error:
+            problems.add(
+                file, f"cannot be read as parquet ({str(error).splitlines()[0]})", "remove or replace it"
+            )
+            continue
+        columns = tuple((name, kind) for name, kind, *_ in described)
+        if not FileGroup((file,), columns).provided() & set(IDENTITIES):
+            names = ", ".join(name for name, _ in columns)
+            problems.add(file, f"has none of the columns {', '.join(IDENTITIES)}", f"it has: {names}")
+        groups.setdefault(columns, []).append(file)
+    problems.raise_if_any(DataError, "Metadata tables cannot be used")
+    return [FileGroup(tuple(paths), columns) for columns, paths in groups.items()]
+
+
+def source_sql(
+    connection: duckdb.DuckDBPyConnection, recipe: FilterRecipe, groups: Sequence[FileGroup]
+) -> str:
+    """SQL of all rows in our schema, with the joined columns."""
+    rows = " UNION ALL ".join(group.scan() for group in groups)
+    for number, join in enumerate(recipe.joins):
+        rows = _joined(connection, rows, join, number)
+    if recipe.caption == "recaption":
+        rows = f"SELECT * REPLACE (coalesce(nullif(trim(recaption), ''), caption) AS caption) FROM ({rows})"
+    return rows
+
+
+def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection, number: int) -> str:
+    files = expand(join.files)
+    table = f"read_parquet({sql_list(files)}, union_by_name = true)"
+    try:
+        present = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
+    except (duckdb.Error, OSError) as error:
+        raise DataError(f"joins.{number}: {files[0]} cannot be read as parquet: {error}") from None
+    key = join.key or join.on
+    absent = [name for name in (key, *join.columns.values()) if name not in present]
+    if absent:
+        has = ", ".join(sorted(present))
+        raise DataError(f"joins.{number}: {files[0]} has no column {', '.join(absent)}; it has {has}")
+    picked = ", ".join(
+        f"max(TRY_CAST({sql_name(theirs)} AS {COLUMNS[ours][0]})) AS {ours}"
+        for ours, theirs in join.columns.items()
+    )
+    kind = COLUMNS[join.on][0]
+    extra = (
+        f"SELECT TRY_CAST({sql_name(key)} AS {kind}) AS join_key, {picked} FROM {table} "
+        f"WHERE join_key IS NOT NULL GROUP BY join_key"
+    )
+    replaced = ", ".join(f"coalesce(extra.{ours}, source.{ours}) AS {ours}" for ours in join.columns)
+    return (
+        f"SELECT source.* REPLACE ({replaced}) FROM ({rows}) AS source "
+        f"LEFT JOIN ({extra}) AS extra ON source.{join.on} = extra.join_key"
+    )
+
+
+def load_list(connection: duckdb.DuckDBPyConnection, rule: ListRule, place: int) -> None:
+    """Make the table `list_<place>` that the rule's condition reads.
+
+    Raises:
+        DataError: the list's file is missing or is not what its name says.
+    """
+    if rule.file is None:
+        values = rule.values
+    else:
+        path = Path(rule.file)
+        if not path.is_file():
+            raise DataError(f"rules.{place}: the list {path} does not exist")
+        if rule.is_subset:
+            _load_subset(connection, path, place)
+            return
+        if path.suffix == ".parquet":
+            first = connection.execute(
+                f"DESCRIBE SELECT * FROM read_parquet({sql_text(str(path))})"
+            ).fetchall()[0][0]
+            source = (
+                f"SELECT CAST({sql_name(first)} AS VARCHAR) AS value FROM read_parquet({sql_text(str(path))})"
+            )
+            connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT value FROM ({source})")
+            return
+        values = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if rule.by == "domain":
+        values = [value.lower() for value in values]
+    connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT unnest(?) AS value", [values])
+
+
+def _load_subset(connection: duckdb.DuckDBPyConnection, path: Path, place: int) -> None:
+    import pyarrow as pa
+
+    subset = np.load(path, mmap_mode="r", allow_pickle=False)
+    names = subset.dtype.names or ()
+    if [subset.dtype[name] for name in names] != [np.dtype("<u8")] * 2:
+        raise DataError(f"rules.{place}: {path} has dtype {subset.dtype}, expected DataComp's 'u8,u8'")
+    halves = pa.table({"high": pa.array(subset[names[0]]), "low": pa.array(subset[names[1]])})
+    connection.register(f"subset_{place}", halves)
+    connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT high, low FROM subset_{place}")
+    connection.unregister(f"subset_{place}")

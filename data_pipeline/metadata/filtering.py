@@ -1,0 +1,262 @@
+"""`bitdance data filter`: metadata tables in, the kept rows and the funnel out.
+
+Everything streams through DuckDB. Consecutive row rules share two scans: one that only reads their columns
+and counts, and the last one, which writes. A table rule looks at what is left so far: `top_fraction` finds
+its exact threshold by a histogram and one bin, `deduplicate` writes what is left beside the output and
+drops by row number.
+
+    OUTPUT/kept.parquet     the rows in our schema (`schema.COLUMNS`), in the order of the sources
+    OUTPUT/subset.npy       DataComp's subset format: sorted (u8, u8), where the kept rows have 32-digit uids
+    OUTPUT/funnel.json, funnel.png, recipe.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from data_pipeline.metadata.engine import expand, group_files, load_list, open_engine, source_sql
+from data_pipeline.metadata.funnel import Funnel, FunnelStep, draw_funnel, print_funnel
+from data_pipeline.metadata.recipe import FilterRecipe
+from data_pipeline.metadata.rules import DeduplicateRule, ListRule, RowRule, TopFractionRule
+from data_pipeline.metadata.schema import sql_text
+from data_pipeline.recipe_folder import claim_folder, recipe_record
+from foundation.errors import DataError, Problems, RecipeError
+from foundation.files import commit_folder
+from foundation.progress import say
+
+HISTOGRAM_BINS = 4096
+_AUTHORITY = "^(?i:[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?i:www\\.)?"
+NORMALIZED_URL = (
+    f"lower(regexp_extract(url, '{_AUTHORITY}([^/?#:]+)', 1))"
+    f" || regexp_replace(regexp_extract(url, '{_AUTHORITY}[^/?#:]+(:[0-9]+)', 1), '^:(80|443)$', '')"
+    f" || rtrim(regexp_extract(url, '{_AUTHORITY}[^/?#]+([^#]*)', 1), '/')"
+)
+
+
+def run_filter(recipe: FilterRecipe) -> Funnel:
+    """Carry out a filter recipe; where its output is complete already, print its funnel again.
+
+    Raises:
+        RecipeError: the output belongs to another recipe, or a rule reads a column that no source has.
+        DataError: sources that are missing or broken, or no row left.
+    """
+    files = expand(recipe.sources)
+    output = Path(recipe.output)
+    if claim_folder(output, recipe, "funnel.json"):
+        funnel = read_funnel(output)
+        say(f"{output}: done already")
+        print_funnel(funnel)
+        return funnel
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    started = time.monotonic()
+    try:
+        spill = Path(recipe.engine.spill) if recipe.engine.spill else partial / "spill"
+        joined = [file for join in recipe.joins for file in join.files]
+        remote = any(path.startswith("s3://") for path in (*recipe.sources, *joined))
+        with open_engine(recipe.engine, spill, remote) as connection:
+            say(f"Filtering {len(files)} tables by {len(recipe.rules)} rules")
+            funnel = _Filtering(connection, recipe, files, partial).run(started)
+        if not funnel.kept:
+            print_funnel(funnel)
+            raise DataError("No row is left; the table above says which rule dropped them")
+        shutil.rmtree(partial / "spill", ignore_errors=True)
+        (partial / "funnel.json").write_text(funnel.to_json())
+        (partial / "recipe.json").write_text(recipe_record(recipe))
+        draw_funnel(funnel, partial / "funnel.png")
+        commit_folder(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print_funnel(funnel)
+    rate = funnel.rows / max(funnel.seconds, 1e-9)
+    say(f"{output / 'kept.parquet'}: {funnel.kept:,} rows ({rate:,.0f} rows/s)")
+    return funnel
+
+
+def read_funnel(folder: Path) -> Funnel:
+    """The funnel of a finished filter folder."""
+    values = json.loads((folder / "funnel.json").read_text())
+    steps = tuple(FunnelStep(**step) for step in values["steps"])
+    return Funnel(values["rows"], steps, values["uncastable"], values["seconds"])
+
+
+class _Filtering:
+    """One run: `self.rows` is always the SQL of the rows that are left."""
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, recipe: FilterRecipe, files: Sequence[str], partial: Path
+    ):
+        self.connection = connection
+        self.recipe = recipe
+        self.partial = partial
+        self.groups = group_files(connection, files)
+        self._check_columns()
+        self.rows = source_sql(connection, recipe, self.groups)
+        self.steps: list[FunnelStep] = []
+        self.stages = 0
+
+    def run(self, started: float) -> Funnel:
+        """Apply the rules and write `kept.parquet` and `subset.npy`."""
+        uncastable = self._count_uncastable()
+        pending: list[tuple[int, RowRule]] = []
+        for place, rule in enumerate(self.recipe.rules):
+            if isinstance(rule, RowRule):
+                pending.append((place, rule))
+                continue
+            self._apply_row_rules(pending)
+            pending = []
+            if isinstance(rule, TopFractionRule):
+                self._apply_top_fraction(rule)
+            else:
+                self._apply_deduplicate(rule)
+        self._apply_row_rules(pending)
+        self._copy(self.rows, self.partial / "kept.parquet")
+        for stage in self.partial.glob("stage-*.parquet"):
+            stage.unlink()
+        self._write_subset()
+        total = self.steps[0].before
+        return Funnel(total, tuple(self.steps), uncastable, round(time.monotonic() - started, 3))
+
+    def _check_columns(self) -> None:
+        provided = {column for group in self.groups for column in group.provided()}
+        provided |= {column for join in self.recipe.joins for column in join.columns}
+        problems = Problems()
+        for place, rule in enumerate(self.recipe.rules):
+            for column in sorted(rule.needs() - provided):
+                problems.add(
+                    f"rules.{place} ({rule.label()})",
+                    f"no source has the column {column!r}",
+                    f"they have: {', '.join(sorted(provided))}",
+                )
+        problems.raise_if_any(RecipeError, "The filter's rules do not fit its sources")
+
+    def _count_uncastable(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for group in self.groups:
+            query = group.uncastable()
+            if query is None:
+                continue
+            result = self.connection.execute(query)
+            names = [column[0] for column in result.description or ()]
+            for name, count in zip(names, result.fetchone() or (), strict=True):
+                counts[name] = counts.get(name, 0) + count
+        for name, count in counts.items():
+            if count:
+                say(f"{count:,} values of {name} are not numbers and count as missing")
+        return {name: count for name, count in counts.items() if count}
+
+    def _apply_row_rules(self, rules: Sequence[tuple[int, RowRule]]) -> None:
+        if not rules:
+            return
+        conditions = []
+        for place, rule in rules:
+            if isinstance(rule, ListRule):
+                load_list(self.connection, rule, place)
+            conditions.append(f"coalesce({rule.condition(place)}, false)")
+        cases = " ".join(f"WHEN NOT {condition} THEN {i}" for i, condition in enumerate(conditions))
+        query = (
+            f"SELECT CASE {cases} ELSE {len(rules)} END AS step, count(*) FROM ({self.rows}) GROUP BY step"
+        )
+        dropped = dict(self.connection.execute(query).fetchall())
+        before = sum(dropped.values())
+        for i, (_, rule) in enumerate(rules):
+            after = before - dropped.get(i, 0)
+            self.steps.append(FunnelStep(rule.label(), before, after))
+            before = after
+        self.rows = f"SELECT * FROM ({self.rows}) WHERE {' AND '.join(conditions)}"
+
+    def _apply_top_fraction(self, rule: TopFractionRule) -> None:
+        self._stage()
+        before = self._count(self.rows)
+        threshold = self._nth_highest(rule.column, max(1, round(before * rule.fraction)))
+        self.rows = f"SELECT * FROM ({self.rows}) WHERE {rule.column} >= {threshold!r}"
+        self.steps.append(FunnelStep(f"{rule.label()} (>= {threshold:.4g})", before, self._count(self.rows)))
+
+    def _nth_highest(self, column: str, n: int) -> float:
+        """The n-th highest value, exactly: a histogram finds the bin, then only that bin is sorted."""
+        bounds = f"SELECT min({column}), max({column}), count({column}) FROM ({self.rows})"
+        low, high, count = self.connection.execute(bounds).fetchone() or (None, None, 0)
+        if not count or n > count:
+            return low if low is not None else float("inf")
+        if low == high:
+            return float(low)
+        scaled = f"({column} - {low!r}) / {(high - low)!r} * {HISTOGRAM_BINS}"
+        place = f"least({HISTOGRAM_BINS - 1}, floor({scaled}))::INT"
+        query = (
+            f"SELECT {place} AS place, count(*) FROM ({self.rows}) WHERE {column} IS NOT NULL "
+            "GROUP BY place ORDER BY place DESC"
+        )
+        above = 0
+        for bin_number, size in self.connection.execute(query).fetchall():
+            if above + size >= n:
+                inside = (
+                    f"SELECT {column} FROM ({self.rows}) WHERE {place} = {bin_number} "
+                    f"ORDER BY {column} DESC LIMIT 1 OFFSET {n - above - 1}"
+                )
+                return float(self.connection.execute(inside).fetchall()[0][0])
+            above += size
+        raise AssertionError("the histogram holds fewer values than were counted")
+
+    def _apply_deduplicate(self, rule: DeduplicateRule) -> None:
+        self._stage()
+        before = self._count(self.rows)
+        key = NORMALIZED_URL if rule.by == "url" else f"lower(CAST({rule.by} AS VARCHAR))"
+        order = [f"{p.column} {'DESC' if p.order == 'highest' else 'ASC'} NULLS LAST" for p in rule.prefer]
+        columns = ", ".join(["file_row_number", *dict.fromkeys(p.column for p in rule.prefer)])
+        # Keys are compared by 128 bits of MD5: rows of a fixed, small size, and no collision to be expected
+        # below 10^17 rows.
+        keyed = (
+            f"SELECT md5_number({key}) AS key, {columns} FROM {self._stage_scan()} "
+            f"WHERE nullif({key}, '') IS NOT NULL"
+        )
+        ranked = (
+            f"SELECT file_row_number AS number, row_number() OVER (PARTITION BY key "
+            f"ORDER BY {', '.join([*order, 'file_row_number'])}) AS rank FROM ({keyed})"
+        )
+        table = f"duplicates_{self.stages}"
+        self.connection.execute(f"CREATE TEMP TABLE {table} AS SELECT number FROM ({ranked}) WHERE rank > 1")
+        dropped = self._count(table)
+        self.rows = (
+            f"SELECT * EXCLUDE (file_row_number) FROM {self._stage_scan()} "
+            f"WHERE file_row_number NOT IN (SELECT number FROM {table})"
+        )
+        self.steps.append(FunnelStep(rule.label(), before, before - dropped))
+
+    def _stage(self) -> None:
+        """Write the rows that are left beside the output: a table rule goes over them several times."""
+        self.stages += 1
+        path = self.partial / f"stage-{self.stages}.parquet"
+        self._copy(self.rows, path)
+        self.rows = f"SELECT * FROM read_parquet({sql_text(str(path))})"
+
+    def _stage_scan(self) -> str:
+        path = self.partial / f"stage-{self.stages}.parquet"
+        return f"read_parquet({sql_text(str(path))}, file_row_number = true)"
+
+    def _copy(self, rows: str, path: Path) -> None:
+        self.connection.execute(f"COPY ({rows}) TO {sql_text(str(path))} (FORMAT parquet, COMPRESSION zstd)")
+
+    def _count(self, rows: str) -> int:
+        table = rows if rows.isidentifier() else f"({rows})"
+        return int((self.connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,))[0])
+
+    def _write_subset(self) -> None:
+        kept = sql_text(str(self.partial / "kept.parquet"))
+        query = (
+            "SELECT ('0x' || uid[1:16])::UBIGINT AS high, ('0x' || uid[17:32])::UBIGINT AS low "
+            f"FROM read_parquet({kept}) WHERE regexp_full_match(uid, '[0-9a-fA-F]{{32}}') ORDER BY high, low"
+        )
+        uids = self.connection.execute(query).fetchnumpy()
+        if len(uids["high"]):
+            subset = np.rec.fromarrays([uids["high"], uids["low"]], dtype=np.dtype("u8,u8"))
+            np.save(
+                self.partial / "subset.npy", np.asarray(subset).view(np.dtype("u8,u8")), allow_pickle=False
+            )

@@ -1,0 +1,69 @@
+"""The recipe of `bitdance data filter`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data_pipeline.metadata.rules import Rule
+from data_pipeline.metadata.schema import COLUMNS, IDENTITIES
+from foundation.recipes import Section
+
+
+class JoinSection(Section):
+    """A table of more columns: scores, better captions, languages.
+
+    Attributes:
+        files: parquet paths, globs or `s3://` addresses.
+        on: our column to match by, and `key`, its name in the table where that differs.
+        columns: our column -> the table's column. A value of the table goes before the source's own; where
+            the table has several rows of a key, the greatest value counts.
+    """
+
+    files: list[str] = Field(min_length=1)
+    on: Literal["uid", "url", "sha256", "hash"]
+    key: str | None = None
+    columns: dict[str, str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _columns_are_ours(self) -> JoinSection:
+        wrong = sorted(set(self.columns) - (set(COLUMNS) - set(IDENTITIES)))
+        if wrong:
+            valid = ", ".join(name for name in COLUMNS if name not in IDENTITIES)
+            raise ValueError(f"columns: {', '.join(wrong)} cannot be joined; valid: {valid}")
+        return self
+
+
+class EngineSection(Section):
+    """Bounds on what DuckDB takes.
+
+    Attributes:
+        memory: DuckDB's limit; what does not fit goes to `spill`.
+        threads: all cores by default.
+        spill: folder for temporary files; beside the output by default.
+    """
+
+    memory: str = Field(default="4GB", pattern=r"^\d+(\.\d+)? ?(MB|GB|TB|MiB|GiB|TiB)$")
+    threads: int | None = Field(default=None, gt=0)
+    spill: str | None = None
+
+
+class FilterRecipe(Section):
+    """From metadata tables to the rows worth having.
+
+    Attributes:
+        sources: parquet paths, globs or `s3://` addresses, of any mix of releases.
+        output: folder for `kept.parquet`, `subset.npy` (where the rows have uids) and the funnel.
+        joins: tables of more columns.
+        rules: applied in order.
+        caption: which caption goes on; `recaption` falls back to the original where there is none.
+        engine: memory, threads and spill folder.
+    """
+
+    sources: list[str] = Field(min_length=1)
+    output: str
+    joins: list[JoinSection] = Field(default_factory=list)
+    rules: list[Rule] = Field(min_length=1)
+    caption: Literal["original", "recaption"] = "original"
+    engine: EngineSection = EngineSection()

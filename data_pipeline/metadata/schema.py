@@ -1,0 +1,100 @@
+"""One schema for the metadata tables of LAION, LAION-Aesthetics, COYO, DataComp and Recap-DataComp.
+
+Types vary from file to file (`WIDTH` is float64 in one release and int32 in the next), so every column is
+cast; what cannot be cast becomes null and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Our column -> SQL type, and the names that it goes by in the releases (case does not matter; the first
+# that a file has is taken). LAION's `similarity` is CLIP B/32 in LAION-400M and L/14 in LAION-5B, so it
+# keeps its name.
+COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "uid": ("VARCHAR", ("uid", "id")),
+    "url": ("VARCHAR", ("url",)),
+    "caption": ("VARCHAR", ("caption", "text", "txt", "org_caption")),
+    "recaption": ("VARCHAR", ("recaption", "re_caption")),
+    "width": ("BIGINT", ("original_width", "width")),
+    "height": ("BIGINT", ("original_height", "height")),
+    "sha256": ("VARCHAR", ("sha256",)),
+    "hash": ("BIGINT", ("hash",)),
+    "language": ("VARCHAR", ("language",)),
+    "nsfw": ("VARCHAR", ("nsfw",)),
+    "license": ("VARCHAR", ("license",)),
+    "similarity": ("DOUBLE", ("similarity",)),
+    "clip_b32": ("DOUBLE", ("clip_b32", "clip_b32_similarity_score", "clip_similarity_vitb32")),
+    "clip_l14": ("DOUBLE", ("clip_l14", "clip_l14_similarity_score", "clip_similarity_vitl14")),
+    "aesthetic": ("DOUBLE", ("aesthetic", "aesthetic_score", "aesthetic_score_laion_v2")),
+    "punsafe": ("DOUBLE", ("punsafe", "nsfw_score_opennsfw2")),
+    "watermark": ("DOUBLE", ("watermark", "pwatermark", "watermark_score")),
+    "recaption_clip": ("DOUBLE", ("recaption_clip", "re_clip_score")),
+    "caption_clip": ("DOUBLE", ("caption_clip", "org_clip_score")),
+}
+SCORES = tuple(name for name, (kind, _) in COLUMNS.items() if kind == "DOUBLE")
+IDENTITIES = ("uid", "url", "sha256", "hash")
+
+
+@dataclass(frozen=True)
+class FileGroup:
+    """Files of one release: the same column names and types.
+
+    Attributes:
+        files: paths or `s3://` addresses.
+        columns: name -> DuckDB type, as the files have them.
+    """
+
+    files: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+
+    def source_of(self, column: str) -> str | None:
+        """The files' own name of one of our columns; None where they have none."""
+        ours = {name.lower(): name for name, _ in reversed(self.columns)}
+        return next((ours[alias] for alias in COLUMNS[column][1] if alias in ours), None)
+
+    def provided(self) -> set[str]:
+        """Our columns that the files have."""
+        return {column for column in COLUMNS if self.source_of(column) is not None}
+
+    def scan(self) -> str:
+        """SQL that reads the files in our schema, all columns present, absent ones null."""
+        wanted = ", ".join(f"{self._cast(column)} AS {column}" for column in COLUMNS)
+        return f"SELECT {wanted} FROM read_parquet({sql_list(self.files)})"
+
+    def uncastable(self) -> str | None:
+        """SQL that counts values that cannot be cast, a column each; None where no column can have any."""
+        text = {name for name, kind in self.columns if kind in ("VARCHAR", "BLOB")}
+        counts = []
+        for column, (kind, _) in COLUMNS.items():
+            source = self.source_of(column)
+            if source in text and kind != "VARCHAR":
+                quoted = sql_name(source)
+                lost = f"{quoted} IS NOT NULL AND {self._cast(column)} IS NULL"
+                counts.append(f"count(*) FILTER (WHERE {lost}) AS {column}")
+        return f"SELECT {', '.join(counts)} FROM read_parquet({sql_list(self.files)})" if counts else None
+
+    def _cast(self, column: str) -> str:
+        kind = COLUMNS[column][0]
+        source = self.source_of(column)
+        if source is None:
+            return f"NULL::{kind}"
+        cast = f"TRY_CAST({sql_name(source)} AS {kind})"
+        # DuckDB orders NaN above every number, so that it would pass every lower bound.
+        return f"nullif({cast}, 'NaN'::DOUBLE)" if kind == "DOUBLE" else cast
+
+
+def sql_name(name: str) -> str:
+    """A column name quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def sql_text(value: str) -> str:
+    """A string literal for SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def sql_list(values: Sequence[str]) -> str:
+    """A list of string literals for SQL."""
+    return "[" + ", ".join(sql_text(value) for value in values) + "]"

@@ -1,0 +1,52 @@
+"""An output folder belongs to the recipe that made it; another recipe is refused, naming what differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from foundation.errors import DataError, RecipeError
+from foundation.recipes import Section, differing_keys
+
+RECORD_NAME = "recipe.json"
+
+
+def recipe_record(recipe: Section) -> str:
+    """The recipe as the folder's `recipe.json` holds it."""
+    return json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def claim_folder(folder: Path, recipe: Section, done_name: str, free: frozenset[str] = frozenset()) -> bool:
+    """Whether `folder` is this recipe's finished output.
+
+    Args:
+        folder: the output folder, which need not exist.
+        recipe: the recipe that wants to write there.
+        done_name: the file whose presence says that the output is complete.
+        free: top-level keys that may differ, because they do not change what is written.
+
+    Raises:
+        RecipeError: the folder was made by a recipe that differs in another key.
+        DataError: the folder holds something else.
+    """
+    record = folder / RECORD_NAME
+    if not record.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(f"{folder} is not empty and holds no {RECORD_NAME}; name another output folder")
+        return False
+    try:
+        earlier = json.loads(record.read_text())
+    except ValueError as error:
+        raise DataError(f"{record} is not JSON ({error}); remove the folder or name another") from None
+    now = recipe.model_dump(mode="json")
+    for key in free:
+        earlier.pop(key, None)
+        now.pop(key, None)
+    differences = differing_keys(earlier, now)
+    if differences:
+        lines = "\n".join(f"  {line}" for line in differences)
+        raise RecipeError(
+            f"{folder} was made by another recipe; name another output folder or remove it. "
+            f"Keys that differ (there -> here):\n{lines}"
+        )
+    return (folder / done_name).exists()

@@ -1,0 +1,106 @@
+"""One rank of `test_engine.py`: the same small problem under every ZeRO stage; results as JSON from rank 0."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer.engine import Engine, start_distributed, stop_distributed
+from trainer.recipe import OptimizerSection, ZeroSection
+
+STEPS, SAMPLES, WIDTH = 6, 12, 10
+
+
+class Toy(nn.Module):
+    """Sizes that no number of ranks divides, and a buffer that bfloat16 would spoil."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(WIDTH, 17), nn.LayerNorm(17), nn.Linear(17, 3)
+        self.register_buffer("frequencies", torch.tensor([1.00001, 3.14159]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.first.weight.dtype)
+        return self.last(self.norm(torch.tanh(self.first(x)))).float().square().sum(-1)
+
+
+def samples_of(step: int) -> torch.Tensor:
+    return torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(1000 + step))
+
+
+def train_step(engine: Engine, step: int, spoil: bool = False) -> tuple[float, float]:
+    """One step over the global batch, cut unevenly into K = 1, 2, 3 micro-batches a rank. (loss, norm)."""
+    rank, ranks, micro_steps = dist.get_rank(), dist.get_world_size(), 1 + step % 3
+    batch = samples_of(step)
+    cuts = sorted(
+        torch.randperm(SAMPLES - 1, generator=torch.Generator().manual_seed(step))[: ranks * micro_steps - 1] + 1
+    )
+    parts = torch.tensor_split(batch, [int(c) for c in cuts])
+    total = torch.zeros(())
+    for micro in range(micro_steps):
+        part = parts[rank * micro_steps + micro]
+        loss = engine(part).sum() / SAMPLES
+        if spoil and rank == 0 and micro == 0:
+            loss = loss * float("nan")
+        total += loss.detach()
+        engine.backward(loss * ranks, last=micro == micro_steps - 1)
+    report = torch.stack([total, engine.squared_gradient_norm()])
+    dist.all_reduce(report)
+    return float(report[0]), float(report[1].sqrt())
+
+
+def whole_state(engine: Engine) -> dict[str, list[float]]:
+    return {name: engine.whole(name).flatten().tolist() for name in engine.parameters}
+
+
+def run_stage(stage: int, precision: str) -> dict:
+    optimizer = OptimizerSection(lr=0.02, clip=0.5, weight_decay=0.1)
+    engine = Engine(Toy(), optimizer, ZeroSection(stage=stage), precision)
+    curve = []
+    for step in range(STEPS):
+        loss, norm = train_step(engine, step)
+        engine.step(lr=0.02 / (1 + step))
+        curve.append((loss, norm))
+    before = whole_state(engine)
+    _, spoiled = train_step(engine, STEPS, spoil=True)
+    engine.discard_gradient()
+    kept = whole_state(engine) == before and engine.optimizer_steps == STEPS
+    after_skip = train_step(engine, STEPS + 1)
+    engine.step(lr=0.01)
+    coverage = torch.zeros(sum(p.numel() for p in Toy().parameters()))
+    offset = 0
+    for name in engine.parameters:
+        for fragment in engine.fragments():
+            if fragment.name == name:
+                coverage[offset + fragment.start : offset + fragment.start + fragment.length] += 1
+        offset += Toy().get_parameter(name).numel()
+    dist.all_reduce(coverage)
+    frequencies = engine._engine.module.frequencies
+    return {
+        "curve": curve,
+        "spoiled": spoiled,
+        "kept": kept,
+        "after_skip": after_skip,
+        "state": whole_state(engine),
+        "covered_once": bool((coverage == 1).all()),
+        "buffer": [str(frequencies.dtype), *frequencies.tolist()],
+    }
+
+
+def main(folder: Path, cases: list[str]) -> None:
+    start_distributed(folder / "extensions")
+    results = {}
+    for case in cases:
+        stage, precision = case.split("-")
+        results[case] = run_stage(int(stage), precision)
+    if dist.get_rank() == 0:
+        (folder / f"ranks-{dist.get_world_size()}.json").write_text(json.dumps(results))
+    stop_distributed()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

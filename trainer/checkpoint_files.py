@@ -1,0 +1,149 @@
+"""Checkpoints as files: when one counts, which is the newest, which may go. Imports no torch.
+
+A checkpoint is a folder `step-N` with a `manifest.json` that names every file with its size and hash. It is written
+as `step-N.partial-S` (S: the number of the start that writes it) and renamed when it is complete.
+
+The fence. A job that was cut off from the network, and has been replaced, may still be writing. Each start of a run
+takes a higher number than all before it, then removes the partial folders of earlier starts, then looks for the newest
+checkpoint. A commit looks up the latest number first, and refuses where it isn't its own. If the replacement takes its
+number after that look-up, it removes the partial folder, so the stale rename fails; or the rename came first, and then
+the replacement sees a whole checkpoint. Either way no checkpoint changes after it was resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import ExitCode, UserError
+from foundation.files import atomic_write, commit_folder, fsync_folder, sha256_file
+from trainer.run_folder import RunFolder, latest_start
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class StaleStart(UserError):
+    """A newer start of the run has taken over."""
+
+    exit_code = ExitCode.BUG
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """What a checkpoint is, and the proof that it is whole.
+
+    Attributes:
+        step: steps done, so also the number of the next one.
+        start: number of the start that wrote it.
+        recipe_sha256: hash of the recipe's keys that decide what is computed.
+        lineage: as in the run's lineage.json.
+        state: all of the run's state that is no tensor, as JSON values.
+        files: name -> {"bytes", "sha256"}.
+    """
+
+    step: int
+    start: int
+    recipe_sha256: str
+    lineage: dict[str, Any]
+    state: dict[str, Any]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """A file's entry in a manifest."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def partial_folder(run: RunFolder, step: int, start: int) -> Path:
+    """Where the start numbered ``start`` writes the checkpoint of ``step``."""
+    return run.checkpoints / f"step-{step}.partial-{start}"
+
+
+def commit(run: RunFolder, partial: Path, manifest: CheckpointManifest) -> Path:
+    """Make ``partial`` a checkpoint: manifest, fsync, fence, rename.
+
+    Raises:
+        StaleStart: a newer start has taken over.
+    """
+    with atomic_write(partial / MANIFEST) as file:
+        json.dump(asdict(manifest), file, indent=1)
+    newest = latest_start(run)
+    if newest != manifest.start:
+        raise StaleStart(
+            f"Start {newest} of {run.path} has taken over: this one (start {manifest.start}) may save no more."
+        )
+    final = run.checkpoints / f"step-{manifest.step}"
+    if final.exists():
+        # Left over from before a damage that made the resume skip it; what is there now has been computed again.
+        _remove(final)
+    try:
+        commit_folder(partial, final)
+    except FileNotFoundError:
+        raise StaleStart(f"A newer start of {run.path} has removed {partial}: this one may save no more.") from None
+    return final
+
+
+def remove_partials(run: RunFolder) -> None:
+    """Remove what earlier starts have left half-written (part of the fence: see the module's docstring)."""
+    for partial in run.checkpoints.glob("*.partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def committed(run: RunFolder) -> list[tuple[int, Path]]:
+    """(step, folder) of all checkpoints that have a manifest, newest first; not verified."""
+    found = []
+    for folder in run.checkpoints.glob("step-*"):
+        match = re.fullmatch(r"step-(\d+)", folder.name)
+        if match and (folder / MANIFEST).exists():
+            found.append((int(match[1]), folder))
+    return sorted(found, reverse=True)
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        ValueError: it cannot be read, or is of another format.
+    """
+    try:
+        values = json.loads((folder / MANIFEST).read_text())
+        manifest = CheckpointManifest(**values)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST} cannot be read ({error})") from None
+    if manifest.format != FORMAT:
+        raise ValueError(f"{folder} has format {manifest.format}, this code reads {FORMAT}")
+    return manifest
+
+
+def damage(folder: Path, manifest: CheckpointManifest, names: Iterable[str]) -> Iterator[str]:
+    """What is wrong with the files ``names`` of a checkpoint, a line each; nothing where all is well."""
+    for name in names:
+        entry = manifest.files[name]
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != entry["bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, {entry['bytes']} were written"
+        elif sha256_file(path) != entry["sha256"]:
+            yield f"{name} has changed since it was written (hash)"
+
+
+def retain(run: RunFolder, keep_last: int, keep_every: int | None) -> None:
+    """Remove old checkpoints, but the newest ``keep_last`` and each ``keep_every``-th step."""
+    for step, folder in committed(run)[keep_last:]:
+        if keep_every is None or step % keep_every:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Manifest first: a removal that is cut short must not leave something that looks whole."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    fsync_folder(folder)
+    shutil.rmtree(folder)

@@ -1,0 +1,109 @@
+"""What a run tells: `metrics.jsonl` (a line per step), `events.jsonl` (what happened), W&B as the recipe says."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from foundation.files import atomic_write
+from foundation.progress import say
+from trainer.recipe import StageRecipe
+from trainer.run_folder import RunFolder
+
+WANDB_PROBE_SECONDS = 5.0
+
+
+class EventLog:
+    """Appends what happens to a run to `events.jsonl`: {"time", "start", "event", ...}; a rank but 0 writes nothing."""
+
+    def __init__(self, run: RunFolder, start: int, writes: bool):
+        self._start = start
+        self._file = open(run.events, "a", buffering=1) if writes else None  # noqa: SIM115
+
+    def write(self, event: str, **details: Any) -> None:
+        """One line, at once on its way to disk."""
+        if self._file is not None:
+            self._file.write(json.dumps({"time": time.time(), "start": self._start, "event": event, **details}) + "\n")
+
+
+class MetricsLog:
+    """A line per step in `metrics.jsonl`, and the same to W&B; of all ranks only rank 0 has one."""
+
+    def __init__(self, run: RunFolder, recipe: StageRecipe, from_step: int):
+        """Steps from ``from_step`` on will be done (again): what the file says of them is dropped.
+
+        The file is replaced and not cut, so that a stale process that still has it open writes into the void.
+        """
+        kept = [line for line in read_lines(run.metrics) if line["step"] < from_step]
+        with atomic_write(run.metrics) as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        self._file = open(run.metrics, "a", buffering=1)  # noqa: SIM115
+        self._wandb = _start_wandb(run, recipe)
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """One step's metrics; "step" is among them."""
+        self._file.write(json.dumps(metrics) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(metrics, step=metrics["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that are whole (a kill can cut the last one short); none where there is no file."""
+    lines = []
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def _start_wandb(run: RunFolder, recipe: StageRecipe) -> Any:
+    if recipe.metrics.wandb == "disabled":
+        return None
+    import wandb
+
+    mode = recipe.metrics.wandb
+    if mode == "online" and not _wandb_reachable():
+        say("W&B cannot be reached: its metrics are kept offline (`wandb sync` sends them later)")
+        mode = "offline"
+    return wandb.init(
+        project=recipe.metrics.project,
+        name=run.path.name,
+        id=run.path.resolve().name + "-" + recipe_identity(run),
+        dir=str(run.path),
+        mode=mode,
+        resume="allow",
+        config=recipe.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True),
+    )
+
+
+def recipe_identity(run: RunFolder) -> str:
+    """A short name of the run that stays the same over its restarts: when it was first started."""
+    first = min(run.starts.glob("*.json"))
+    return f"{json.loads(first.read_text())['time']:.0f}"
+
+
+def _wandb_reachable() -> bool:
+    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=WANDB_PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True

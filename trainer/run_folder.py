@@ -1,0 +1,190 @@
+"""A run's folder: whose it is, where things lie in it, which start of it this is. Imports no torch.
+
+    recipe.yaml        resolved; another recipe is refused
+    provenance.json    code, versions and host of the first start
+    lineage.json       what the run started from
+    starts/0001.json   one file per start of the run (its number is the fence of `checkpoint_files`)
+    logs/rank-0.log    all that rank 0 printed, over all starts
+    metrics.jsonl      a line per step; events.jsonl: starts, skips, saves, rewinds, ends
+    checkpoints/       step-N folders, each whole
+    export/            the finished stage, in the published layout
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from foundation.errors import ExitCode, RecipeError, UserError
+from foundation.files import atomic_write
+from foundation.provenance import provenance
+from foundation.recipes import differing_keys, resolved_yaml
+from trainer.recipe import CHANGEABLE, StageRecipe
+
+STARTS_WITHOUT_PROGRESS = 3
+EXPORT_MANIFEST = "export.json"
+
+
+class NoProgress(UserError):
+    """The run was started several times and never came further."""
+
+    exit_code = ExitCode.BUG
+
+
+class RunInUse(UserError):
+    """Another process on this machine is training this run."""
+
+    exit_code = ExitCode.RECIPE
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    recipe = property(lambda self: self.path / "recipe.yaml")
+    provenance = property(lambda self: self.path / "provenance.json")
+    lineage = property(lambda self: self.path / "lineage.json")
+    starts = property(lambda self: self.path / "starts")
+    logs = property(lambda self: self.path / "logs")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    events = property(lambda self: self.path / "events.jsonl")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    export = property(lambda self: self.path / "export")
+    samples = property(lambda self: self.path / "samples")
+    extensions = property(lambda self: self.path / "extensions")
+
+    def finished_at(self) -> int | None:
+        """The step that the run's export was made at; None where there is no export yet."""
+        try:
+            return int(json.loads((self.export / EXPORT_MANIFEST).read_text())["step"])
+        except FileNotFoundError:
+            return None
+
+
+def find_run(recipe: StageRecipe, fork: bool = False) -> StageRecipe:
+    """The recipe, pointed at the run folder that it will use; nothing is written.
+
+    Args:
+        fork: where the folder belongs to another recipe, take the next of ``RUN-2``, ``RUN-3``, ... that is free or
+            belongs to this one.
+
+    Raises:
+        RecipeError: the folder belongs to another recipe (which keys differ is said), or isn't a run folder.
+    """
+    number = 1
+    while True:
+        path = Path(recipe.run if number == 1 else f"{recipe.run}-{number}")
+        differences = _differences(recipe, path)
+        if not differences:
+            return recipe.model_copy(update={"run": str(path)})
+        if not fork:
+            raise RecipeError(
+                f"The run folder {path} belongs to another recipe. It differs in (there -> here):\n"
+                + "\n".join(f"  {line}" for line in differences)
+                + "\nGo on with the recipe that made it, give this one its own `run`, or add --fork to start a new "
+                f"run beside it ({recipe.run}-2)."
+            )
+        number += 1
+
+
+def _differences(recipe: StageRecipe, path: Path) -> list[str]:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return []
+    try:
+        there = yaml.safe_load((path / "recipe.yaml").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecipeError(f"{path} exists and is not a run folder (it has no recipe.yaml): give another `run`") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path / 'recipe.yaml'} cannot be read: {error}") from None
+    here = recipe.model_dump(mode="json")
+    kept = [{k: v for k, v in values.items() if k not in CHANGEABLE} for values in (there, here)]
+    return differing_keys(*kept)
+
+
+def create_run(recipe: StageRecipe) -> RunFolder:
+    """Make the run folder, or bring its resolved recipe up to date where only changeable keys differ."""
+    run = RunFolder(Path(recipe.run))
+    for folder in (run.logs, run.starts, run.checkpoints):
+        folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(run.recipe) as file:
+        file.write(resolved_yaml(recipe))
+    if not run.provenance.exists():
+        with atomic_write(run.provenance) as file:
+            json.dump(provenance(), file, indent=1)
+    return run
+
+
+def lock_run(run: RunFolder) -> IO[str]:
+    """Hold the run on this machine for as long as the returned file is open.
+
+    Raises:
+        RunInUse: another living process holds it.
+    """
+    file = open(run.path / "lock", "a+")  # noqa: SIM115  (open for as long as the process lives)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise RunInUse(f"{run.path} is being trained by process {file.read().strip() or '?'} already") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def take_start(run: RunFolder, committed_step: int, ranks: int, despite_no_progress: bool = False) -> int:
+    """Number this start of the run: 1 more than any before, and no two starts ever get the same.
+
+    Args:
+        committed_step: step of the newest checkpoint.
+        ranks: world size.
+        despite_no_progress: start even if the last starts came no further.
+
+    Raises:
+        NoProgress: the last `STARTS_WITHOUT_PROGRESS` starts began at the same step as this one would.
+    """
+    before = [json.loads(path.read_text() or "{}") for path in sorted(run.starts.glob("*.json"))]
+    stuck = before[-STARTS_WITHOUT_PROGRESS:]
+    if (
+        len(stuck) == STARTS_WITHOUT_PROGRESS
+        and all(start.get("step") == committed_step for start in stuck)
+        and not despite_no_progress
+    ):
+        raise NoProgress(
+            f"{run.path} was started {STARTS_WITHOUT_PROGRESS} times and never got past step {committed_step}. "
+            f"Look at the ends of {run.logs}/rank-*.log; when the cause is mended, add --despite-no-progress."
+        )
+    record = {"time": time.time(), "host": platform.node(), "step": committed_step, "ranks": ranks}
+    number = latest_start(run)
+    while True:
+        number += 1
+        try:
+            # Creating a file that must not exist is atomic on shared file systems too, a counter in a file is not.
+            handle = os.open(run.starts / f"{number:04}.json", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            continue
+        with os.fdopen(handle, "w") as file:
+            json.dump(record, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return number
+
+
+def latest_start(run: RunFolder) -> int:
+    """Number of the latest start of the run, 0 before the first."""
+    return max((int(path.stem) for path in run.starts.glob("*.json")), default=0)
+
+
+def starts_of(run: RunFolder) -> list[dict[str, Any]]:
+    """All starts, oldest first: time, host, step of the newest checkpoint then, ranks."""
+    return [json.loads(path.read_text() or "{}") for path in sorted(run.starts.glob("*.json"))]

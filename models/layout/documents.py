@@ -44,9 +44,9 @@ class Sample:
     drop_text: bool = False
     """Leave the user's turn out ("t2i" only), which trains the unconditional half of guidance."""
     flip: Tensor | None = None
-    """bool [h*w, C] in plain raster order: bits to flip where the picture is input, never as target."""
+    """bool [h*w, C] in plain raster order: bits to flip in the input, never in the target."""
     t: Tensor | None = None
-    """float32 [M], the time in (0, 1) of each patch, before the head's time shift."""
+    """float32 [M], the time in (0, 1) of each patch, shifted already, as `models.head.draw_times` gives it."""
     noise: Tensor | None = None
     """float32 [M, P, C], standard normal, in patch raster order."""
     key: str = ""
@@ -102,7 +102,7 @@ def lay_out(sample: Sample, tokens: SequenceTokens, p: int) -> Document:
         caption_at = len(before) + len(picture) + fed * p * p + len(after)
         after += sample.caption_ids
     else:
-        before = list(tokens.assistant) if sample.drop_text else tokens.prompt(sample.caption_ids)
+        before = tokens.unconditional_prompt() if sample.drop_text else tokens.prompt(sample.caption_ids)
         after, fed, caption_at = [], patches - 1, len(tokens.user_prefix)
     vision = [tokens.vision_start] * (fed * p * p)
     return Document([*before, *picture, *vision, *after], len(before) + 2, 1 + fed, caption_at)

@@ -45,7 +45,7 @@ class PackedBatch:
     target_bits: Tensor
     """[N, P, C] of -1/+1, never flipped."""
     t: Tensor
-    """[N] time of each patch, before the head's time shift."""
+    """[N] time of each patch, shifted already."""
     noise: Tensor
     """[N, P, C] standard normal."""
     patch_sample: Tensor

@@ -45,7 +45,7 @@ class SequenceTokens:
     turn_end: tuple[int, ...]
     """`<|im_end|>\\n`"""
     assistant: tuple[int, ...]
-    """`<|im_start|>assistant\\n`: also the whole unconditional prompt of guidance."""
+    """`<|im_start|>assistant\\n`"""
 
     @property
     def template(self) -> TemplateLengths:
@@ -59,6 +59,10 @@ class SequenceTokens:
         if not len(caption_ids):
             raise ValueError("the prompt is empty: give a caption of at least one token")
         return [*self.user_prefix, *caption_ids, *self.turn_end, *self.assistant]
+
+    def unconditional_prompt(self) -> list[int]:
+        """The prompt of the unconditional half of guidance: the user's turn is left out whole."""
+        return list(self.assistant)
 
     def picture_start(self, h: int, w: int) -> list[int]:
         """`<|vision_start|> <|res_h|> <|res_w|> <|query_1|> ... <|query_{P-1}|>`.

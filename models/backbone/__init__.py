@@ -1,0 +1,17 @@
+"""The autoregressive backbone: Qwen3 with block-causal attention over packed sequences, and its cache."""
+
+from models.backbone.attention import AttentionPlan, Backend, plan_packed
+from models.backbone.cache import GenerationCache
+from models.backbone.presets import BACKBONES, backbone_config
+from models.backbone.qwen3 import build_backbone, run_backbone
+
+__all__ = [
+    "BACKBONES",
+    "AttentionPlan",
+    "Backend",
+    "GenerationCache",
+    "backbone_config",
+    "build_backbone",
+    "plan_packed",
+    "run_backbone",
+]

@@ -1,0 +1,46 @@
+"""Qwen3 from transformers, with our attention plans in the place of its masks. T tokens, D width."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, Qwen3Config, Qwen3ForCausalLM
+
+from models.backbone.attention import AttentionPlan
+from models.backbone.cache import GenerationCache
+
+ATTENTION = "bitdance_plan"
+
+
+def _attend_by_plan(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: Any
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer; the plan travels where it expects a mask."""
+    return attention_mask(query, key, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _attend_by_plan)
+
+
+def build_backbone(config: Qwen3Config) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights, whose attention takes plans."""
+    llm = Qwen3ForCausalLM(config)
+    llm.set_attn_implementation(ATTENTION)
+    return llm
+
+
+def run_backbone(
+    llm: Qwen3ForCausalLM,
+    embeddings: Tensor,
+    position_ids: Tensor,
+    plan: AttentionPlan,
+    cache: GenerationCache | None = None,
+) -> Tensor:
+    """Hidden states [B, T, D] after the final norm; embeddings [B, T, D], position_ids [B, T]. No lm_head."""
+    output = llm.model(
+        inputs_embeds=embeddings,
+        position_ids=position_ids,
+        attention_mask={"full_attention": plan},
+        past_key_values=cache,
+        use_cache=False,
+    )
+    return output.last_hidden_state

@@ -1,0 +1,129 @@
+"""Sampling pictures: the prompts in one packed forward, then P tokens per step with a cache.
+
+Per step: head -> bits -> projector + positions -> one backbone forward, in which the new tokens see the cache
+and each other. Nothing is computed after the last patch, and no logits of text at all.
+
+n pictures, R rows (n, or 2n with guidance, conditional rows first), P tokens per step, D width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.backbone import GenerationCache, plan_packed, run_backbone
+from models.head import SamplerName
+from models.layout import SequenceTokens, check_grid, grid_places
+from models.tokenizer import binarize
+
+if TYPE_CHECKING:
+    from models.text_to_image import TextToImageModel
+
+
+class FlowSettings(NamedTuple):
+    """How the head draws a patch; see `DiffusionHead.sample`."""
+
+    guidance: float
+    steps: int
+    sampler: SamplerName
+
+
+def check_request(
+    model: "TextToImageModel",
+    prompts: Sequence[Sequence[int]],
+    grid: tuple[int, int],
+    num_images: int,
+    flow: FlowSettings,
+) -> None:
+    """Raise one ValueError with everything that is wrong with a request.
+
+    A grid that the patches do not tile, an empty prompt, one that leaves no room for the picture in the
+    backbone's context, no pictures asked for, a guidance below 1, fewer than one step.
+    """
+    h, w = grid
+    problems = []
+    try:
+        check_grid(h, w, model.config.p)
+    except ValueError as error:
+        problems.append(str(error))
+    context, picture = model.config.llm.max_position_embeddings, h * w + 2
+    for prompt in prompts:
+        if not len(prompt):
+            problems.append("a prompt is empty: it needs at least one token")
+        elif len(prompt) + picture > context:
+            problems.append(
+                f"a prompt of {len(prompt)} tokens and a picture of {picture} exceed the context of "
+                f"{context} tokens: shorten the prompt to {max(context - picture, 0)} tokens, or choose a "
+                "smaller picture"
+            )
+    if num_images < 1:
+        problems.append(f"num_images is {num_images}: expected at least 1")
+    if not (math.isfinite(flow.guidance) and flow.guidance >= 1.0):
+        problems.append(f"guidance is {flow.guidance}: expected a number of at least 1; 1 switches it off")
+    if flow.steps < 1:
+        problems.append(f"steps is {flow.steps}: expected at least 1")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+@torch.inference_mode()
+def generate_bits(
+    model: "TextToImageModel",
+    prompts: Sequence[Sequence[int]],
+    grid: tuple[int, int],
+    tokens: SequenceTokens,
+    num_images: int,
+    flow: FlowSettings,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """float32 bits [n, h*w, C] of -1/+1 in patch raster order, of a request that `check_request` let pass.
+
+    prompts: ids before <|vision_start|>, the conditional prompt and, with guidance, the unconditional one.
+    grid: (h, w) in tokens. The generator draws on the model's device; None takes torch's own.
+    """
+    P = model.config.head.parallel_num
+    rows, cols = (axis.to(model.llm.device).split(P) for axis in grid_places(*grid, model.config.p))
+    places = list(zip(rows, cols, strict=True))
+    picture = tokens.picture_start(*grid)
+    cache, hidden = _read_prompts(
+        model, [[*prompt, *picture] for prompt in prompts], num_images, math.prod(grid)
+    )
+    patches: list[Tensor] = []
+    for step, place in enumerate(places):
+        if step:
+            # Both halves read the same bits; they differ in their prompts, and so in their positions.
+            embeddings = model.embed_bits(patches[-1].to(hidden.dtype), *places[step - 1])
+            embeddings = embeddings.repeat(len(prompts), 1, 1)
+            hidden = run_backbone(model.llm, embeddings, cache.advance(P), cache.attend, cache)
+        condition = model.head_condition(hidden, *place)
+        drawn = model.vision_head.sample(
+            condition, flow.guidance, steps=flow.steps, sampler=flow.sampler, generator=generator
+        )
+        patches.append(binarize(drawn[:num_images]))
+    return torch.cat(patches, dim=1)
+
+
+def _read_prompts(
+    model: "TextToImageModel", prompts: list[list[int]], num_images: int, picture_tokens: int
+) -> tuple[GenerationCache, Tensor]:
+    """A cache that holds the prompts with their first blocks, and the hidden states [R, P, D] of these.
+
+    The prompts are read once each, packed into one sequence, however many pictures are made of them.
+    """
+    P, llm = model.config.head.parallel_num, model.llm
+    lengths = [len(prompt) for prompt in prompts]
+    ids = torch.tensor([token for prompt in prompts for token in prompt], device=llm.device)
+    block_ids = torch.cat(
+        [torch.full((n,), -1).index_fill(0, torch.arange(n - P, n), i) for i, n in enumerate(lengths)]
+    ).to(ids.device)
+    document_ids = torch.arange(len(prompts)).repeat_interleave(torch.tensor(lengths)).to(ids.device)
+    position_ids = torch.cat([torch.arange(length) for length in lengths]).to(ids.device)
+    cache = GenerationCache(lengths, num_images, picture_tokens - P, llm.config, llm.dtype, ids.device)
+    embeddings = llm.get_input_embeddings()(ids)
+    plan = plan_packed(document_ids, block_ids)
+    hidden = run_backbone(llm, embeddings[None], position_ids[None], plan, cache)[0]
+    cache.decode_from_here()
+    first_blocks = torch.stack([part[-P:] for part in hidden.split(lengths)])
+    return cache, first_blocks.repeat_interleave(num_images, dim=0)

@@ -1,0 +1,116 @@
+"""Whole tiny text-to-image models: the training pass, and sampled bits."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from golden_files import Golden, golden_files
+from torch import Tensor
+from transformers import Qwen3Config
+
+from models.head import HeadConfig, draw_times
+from models.layout import PackedBatch, Sample, SequenceTokens, attention_mask, from_patch_raster, pack
+from models.projector import Projector
+from models.text_to_image import TextToImageConfig, TextToImageModel
+
+
+def golden_tokens(config: Mapping[str, Any], assistant: list[int]) -> SequenceTokens:
+    special = config["special_ids"]
+    assert (special["res"], special["query"]) == ("210+i", "230+i")
+    return SequenceTokens(
+        im_start=0,
+        im_end=1,
+        vision_start=special["boi"],
+        vision_end=special["eoi"],
+        res={k: 210 + k for k in range(1, 257)},
+        query=tuple(230 + i for i in range(1, config["parallel_num"])),
+        user_prefix=(),
+        turn_end=(),
+        assistant=tuple(assistant),
+    )
+
+
+def golden_model(golden: Golden) -> TextToImageModel:
+    config, state = golden.config, golden.group("param.")
+    llm = Qwen3Config(**config["qwen3"])
+    bits = state["projector.fc1.weight"].shape[1]
+    head = HeadConfig(
+        ch_target=bits, ch_cond=llm.hidden_size, parallel_num=config["parallel_num"], **config["head"]
+    )
+    model = TextToImageModel(TextToImageConfig(llm, head))
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def golden_pack(golden: Golden, model: TextToImageModel) -> PackedBatch:
+    """The teacher-forced sequence: text_ids stand before the picture, none of them a target."""
+    h, w = golden.config["grid"]
+    P = golden.config["parallel_num"]
+    torch.manual_seed(golden.config["loss_seed"])
+    t = draw_times(model.config.head, h * w // P)
+    sample = Sample(
+        bits=from_patch_raster(golden.tensor("train.bits"), h, w, model.config.p),
+        h=h,
+        w=w,
+        caption_ids=(),
+        drop_text=True,
+        t=t,
+        noise=golden.tensor("noise.train.1"),
+    )
+    tokens = golden_tokens(golden.config, golden.tensor("in.text_ids").tolist())
+    return pack([sample], tokens, model.config.p)
+
+
+@pytest.mark.parametrize("golden", golden_files("t2i_"))
+def test_training_pass(golden: Golden) -> None:
+    model = golden_model(golden)
+    batch = golden_pack(golden, model)
+    assert torch.equal(attention_mask(batch.document_ids, batch.block_ids), golden.tensor("train.mask"))
+    with torch.no_grad():
+        hidden, losses = model.hidden_states(batch), model(batch)
+    torch.testing.assert_close(hidden, golden.tensor("train.hidden"), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(losses.vision, golden.tensor("train.vision_loss"), atol=1e-4, rtol=1e-4)
+    assert losses.text.shape == (0,)
+
+
+def settling(draw: Callable[..., Tensor], expected: Tensor, P: int) -> Callable[..., Tensor]:
+    """The head's `sample`, with the golden sign where its own is open: within 1e-4 of 0."""
+    golden_patches = iter(expected.split(P, dim=1))
+
+    def draw_and_settle(*args: Any, **kwargs: Any) -> Tensor:
+        drawn, golden_bits = draw(*args, **kwargs), next(golden_patches)
+        halves = drawn.shape[0] // golden_bits.shape[0]
+        return torch.where(drawn.abs() < 1e-4, golden_bits.repeat(halves, 1, 1), drawn)
+
+    return draw_and_settle
+
+
+@pytest.mark.parametrize("golden", golden_files("t2i_"))
+def test_sampled_bits(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, whatever was drawn before."""
+    model, config = golden_model(golden), golden.config
+    draw = model.vision_head.sample
+    for guidance in config["cfg"]:
+        expected = golden.tensor(f"out.tokens_cfg{guidance:g}")
+        monkeypatch.setattr(model.vision_head, "sample", settling(draw, expected, config["parallel_num"]))
+        torch.manual_seed(config["sample_seed"])
+        bits = model.generate(
+            golden.tensor("in.text_ids").tolist(),
+            golden.tensor("in.uncond_ids").tolist(),
+            *config["grid"],
+            tokens=golden_tokens(config, []),
+            num_images=config["num_images"],
+            guidance=guidance,
+            steps=config["num_sampling_steps"],
+        )
+        assert torch.equal(bits, expected)
+
+
+@pytest.mark.parametrize("golden", golden_files("projector"))
+def test_projector(golden: Golden) -> None:
+    projector = Projector(golden.config["in_dim"], golden.config["out_dim"])
+    projector.load_state_dict(golden.group("param."))
+    with torch.no_grad():
+        embedded = projector(golden.tensor("in.bits"))
+    torch.testing.assert_close(embedded, golden.tensor("out.embed"), atol=1e-4, rtol=1e-4)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
-# Qwen's special tokens, in the order of their ids. The sequence layout needs five of them; the others are here
+# Qwen's special tokens, in the order of their ids. The sequence layout needs five; the others are here
 # so that a caption that contains one is read the same way by the small tokenizer and by Qwen's.
 QWEN_SPECIAL_TOKENS = (
     END_OF_TEXT,

@@ -1,0 +1,167 @@
+"""Safetensors files, one tensor or one file at a time: weights larger than memory pass through here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.weights.strict import TensorSpec
+
+# The types that weights are published in; anything else (quantized, 8-bit) is not what these models compute
+# with.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Place(NamedTuple):
+    """Where a tensor stands: a file of the folder, and its key in that file."""
+
+    file: str
+    key: str
+
+
+def read_index(folder: Path, index_name: str) -> list[str]:
+    """The files that an index (``model.safetensors.index.json``) names, sorted.
+
+    A folder may come from anywhere, so a name must be that of a file in the folder itself.
+
+    Raises:
+        ValueError: the index is not readable, or names a path that leads out of the folder or to no file.
+    """
+    path = folder / index_name
+    try:
+        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable index with a `weight_map` of files ({error!r})") from error
+    for name in files:
+        if (
+            not isinstance(name, str)
+            or PurePosixPath(name).name != name
+            or "\\" in name
+            or name in ("", "..")
+        ):
+            raise ValueError(
+                f"{path}: names the file {name!r}; expected plain file names of this folder, such as "
+                "model-00001-of-00002.safetensors. Do not use this folder: its index reaches outside of it"
+            )
+        if not name.endswith(".safetensors"):
+            raise ValueError(f"{path}: names {name!r}; expected safetensors files only")
+    absent = [name for name in files if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{folder}: {', '.join(absent)} is not there, although {index_name} names it; fetch it"
+        )
+    return files
+
+
+def read_specs(path: Path) -> dict[str, TensorSpec]:
+    """Shapes and dtypes of a file's tensors, from its header alone.
+
+    Raises:
+        ValueError: no such file, no whole safetensors file, or a type that is not a float of 16 bits or more.
+    """
+    specs = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  (not a dict: it has no other way to iterate)
+                part = file.get_slice(key)
+                if part.get_dtype() not in DTYPES:
+                    known = ", ".join(DTYPES)
+                    raise ValueError(
+                        f"{path}: {key} is stored as {part.get_dtype()}; expected one of {known}"
+                    )
+                specs[key] = TensorSpec(tuple(part.get_shape()), DTYPES[part.get_dtype()])
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; the folder is not complete, fetch it again") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
+    return specs
+
+
+def read_tensors(folder: Path, places: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) file by file. A file is mapped while its tensors are read, and let go after it.
+
+    A tensor is a view of the mapped file: copy it, or be done with it before the next one.
+    """
+    by_file: dict[str, list[tuple[str, str]]] = {}
+    for name, place in places.items():
+        by_file.setdefault(place.file, []).append((name, place.key))
+    for file_name, entries in by_file.items():
+        with safe_open(folder / file_name, framework="pt") as file:
+            for name, key in entries:
+                yield name, file.get_tensor(key)
+
+
+class SafetensorsWriter:
+    """Writes tensors, as they come, into planned files; a file is written when its last tensor is in.
+
+    Memory: the tensors of the files that have begun, so one file's worth where they come in the plan's order.
+    The folder is written to directly; making it appear whole or not at all is the caller's business.
+    """
+
+    def __init__(self, folder: Path, specs: Mapping[str, TensorSpec], places: Mapping[str, Place]) -> None:
+        self._folder, self._specs, self._places = folder, specs, places
+        self._waiting: dict[str, set[str]] = {}
+        self._held: dict[str, dict[str, Tensor]] = {}
+        for name, place in places.items():
+            self._waiting.setdefault(place.file, set()).add(name)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a copy of ``tensor``, in the planned dtype. Raises ValueError where it is not in the plan."""
+        spec, place = self._specs.get(name), self._places.get(name)
+        if spec is None or place is None or name not in self._waiting.get(place.file, ()):
+            raise ValueError(f"{name}: not among the tensors to be written, or written already")
+        if tuple(tensor.shape) != spec.shape:
+            raise ValueError(f"{name}: is {list(tensor.shape)}, expected {list(spec.shape)}")
+        held = self._held.setdefault(place.file, {})
+        # A copy: the caller may gather the next parameter into the same memory.
+        held[place.key] = torch.empty(spec.shape, dtype=spec.dtype).copy_(tensor.detach())
+        self._waiting[place.file].discard(name)
+        if not self._waiting[place.file]:
+            # transformers reads a file only where its metadata names the framework.
+            save_file(self._held.pop(place.file), self._folder / place.file, metadata={"format": "pt"})
+
+    def finish(self) -> None:
+        """Raise ValueError unless every planned tensor has been written."""
+        missing = sorted(name for names in self._waiting.values() for name in names)
+        if missing:
+            raise ValueError(
+                f"{len(missing)} tensors were not given to the writer: {', '.join(missing[:20])}"
+            )
+
+
+def plan_shards(specs: Mapping[str, TensorSpec], shard_bytes: int) -> tuple[dict[str, Place], dict | None]:
+    """Spread tensors over files as transformers does: in their order, each file at most ``shard_bytes``.
+
+    A tensor larger than that has a file of its own. Everything in one file needs no index.
+
+    Returns:
+        name -> place (``model.safetensors``, or ``model-00001-of-00007.safetensors`` and so on), and the
+        content of ``model.safetensors.index.json`` or None.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, spec in specs.items():
+        if shards[-1] and filled + spec.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += spec.nbytes
+    if len(shards) == 1:
+        return {name: Place("model.safetensors", name) for name in shards[0]}, None
+    places = {
+        name: Place(f"model-{number:05d}-of-{len(shards):05d}.safetensors", name)
+        for number, names in enumerate(shards, start=1)
+        for name in names
+    }
+    index = {
+        "metadata": {"total_size": sum(spec.nbytes for spec in specs.values())},
+        "weight_map": {name: place.file for name, place in sorted(places.items())},
+    }
+    return places, index

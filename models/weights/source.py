@@ -1,0 +1,191 @@
+"""A text-to-image folder, opened: its configuration read, its tensors checked, none of them read yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+from models.head import HeadConfig
+from models.layout import SequenceTokens, sequence_tokens
+from models.text_to_image import TextToImageConfig, TextToImageModel
+from models.text_tokens import load_text_tokenizer
+from models.tokenizer import BinaryTokenizer, TokenizerConfig, read_tokenizer_config
+from models.weights import layout
+from models.weights.safetensors_files import Place, read_index, read_specs, read_tensors
+from models.weights.strict import TensorSpec, check_tensors, explain_by
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Everything that a text-to-image model is made of, with the weights still to be streamed."""
+
+    config: TextToImageConfig
+    text_tokenizer: PreTrainedTokenizerFast
+    tokenizer_folder: Path | None
+    """Where `ae_config.json` and `ae.safetensors` stand; None where the model came without them."""
+    specs: Mapping[str, TensorSpec]
+    """Shape and dtype of each tensor, in the key space `llm.*`, `projector.*`, `vision_head.*`."""
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    """Starts a pass over (name, tensor), file by file; a tensor is valid until the next one is asked for."""
+
+    @property
+    def tokens(self) -> SequenceTokens:
+        """Ids of the special tokens that this model's sequences are built from."""
+        return sequence_tokens(self.text_tokenizer, self.config.p)
+
+
+def read_folder_config(folder: str | Path) -> TextToImageConfig:
+    """The configuration of a text-to-image folder; reads no weights and no tokenizer.
+
+    The tokenizer's downsampling comes from `ae_config.json`; it is 16 where that file is absent.
+
+    Raises:
+        ValueError: a config file is absent, malformed, of another kind of model, or does not fit the others.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: no such folder; expected one with {layout.LLM_CONFIG} and {layout.HEAD_CONFIG}"
+        )
+    llm = _read_json(folder / layout.LLM_CONFIG)
+    if llm.get("model_type") != "qwen3":
+        raise ValueError(
+            f"{folder / layout.LLM_CONFIG}: model_type is {llm.get('model_type')!r}; expected 'qwen3', the "
+            "language model that text-to-image models are built on"
+        )
+    try:
+        head = HeadConfig.from_json(_read_json(folder / layout.HEAD_CONFIG))
+        qwen = Qwen3Config.from_dict(llm)
+        if not (folder / layout.TOKENIZER_CONFIG).is_file():
+            return TextToImageConfig(qwen, head)
+        return TextToImageConfig(qwen, head, read_tokenizer_config(folder).downsample)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def open_folder(folder: str | Path) -> ModelSource:
+    """Open a published folder, or an export of training, and check that its tensors are exactly the model's.
+
+    Raises:
+        ValueError: as `read_folder_config`; or the text tokenizer lacks a special token of the sequences; or
+            tensors are missing, unexpected or misshapen (all are listed, with the config value behind each).
+    """
+    folder = Path(folder)
+    config = read_folder_config(folder)
+    places, specs = _find_tensors(folder)
+    expected = expected_specs(config)
+    redundant = config.llm.tie_word_embeddings and layout.OUTPUT in specs
+    if redundant:  # Qwen's own small models are published with a copy of the embedding as `lm_head`
+        _check_tied(folder, places)
+        del places[layout.OUTPUT], specs[layout.OUTPUT]
+    configs = {layout.LLM_CONFIG: config.llm.to_dict(), layout.HEAD_CONFIG: config.head.to_json()}
+    check_tensors(specs, expected, str(folder), explain_by(layout.RULES, configs))
+    tokenizer_folder = _check_tokenizer_files(folder)
+    text_tokenizer = load_text_tokenizer(folder)
+    _check_vocabulary(folder, text_tokenizer, config)
+    return ModelSource(
+        config=config,
+        text_tokenizer=text_tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        specs={name: specs[name] for name in expected},
+        tensors=lambda: read_tensors(folder, places),
+    )
+
+
+def expected_specs(config: TextToImageConfig) -> dict[str, TensorSpec]:
+    """Names and shapes of a model's tensors as they are stored, found without memory for its weights."""
+    with torch.device("meta"):
+        return stored_specs(TextToImageModel(config))
+
+
+def stored_specs(model: TextToImageModel) -> dict[str, TensorSpec]:
+    """Name, shape and dtype of each tensor of ``model`` that a folder holds: tied embeddings count once."""
+    state = model.state_dict()
+    if model.config.llm.tie_word_embeddings:
+        del state[layout.OUTPUT]
+    return {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in state.items()}
+
+
+def _find_tensors(folder: Path) -> tuple[dict[str, Place], dict[str, TensorSpec]]:
+    """Places and specs of all tensors of the three parts, from the headers of their files."""
+    whole = not (folder / layout.LLM_INDEX).is_file()
+    shards = [layout.LLM_WHOLE] if whole else read_index(folder, layout.LLM_INDEX)
+    parts = [(layout.LLM, file) for file in shards]
+    parts += [(layout.PROJECTOR, layout.PROJECTOR_WEIGHTS), (layout.HEAD, layout.HEAD_WEIGHTS)]
+    places: dict[str, Place] = {}
+    specs: dict[str, TensorSpec] = {}
+    for prefix, file in parts:
+        for key, spec in read_specs(folder / file).items():
+            if prefix + key in places:
+                raise ValueError(f"{folder}: {key} stands in {places[prefix + key].file} and in {file}")
+            places[prefix + key], specs[prefix + key] = Place(file, key), spec
+    return places, specs
+
+
+def _check_tied(folder: Path, places: Mapping[str, Place]) -> None:
+    both = {name: places[name] for name in (layout.EMBEDDING, layout.OUTPUT) if name in places}
+    tensors = [tensor.clone() for _, tensor in read_tensors(folder, both)]
+    if len(tensors) == 2 and not torch.equal(*tensors):
+        raise ValueError(
+            f"{folder}: lm_head.weight differs from model.embed_tokens.weight, although {layout.LLM_CONFIG} "
+            "has tie_word_embeddings = true; set it to false, or remove lm_head.weight"
+        )
+
+
+def _check_tokenizer_files(folder: Path) -> Path | None:
+    """The folder, where it holds a whole binary tokenizer; None where it holds none."""
+    if not (folder / layout.TOKENIZER_WEIGHTS).is_file():
+        return None
+    check_tokenizer_specs(
+        read_specs(folder / layout.TOKENIZER_WEIGHTS), read_tokenizer_config(folder), str(folder)
+    )
+    return folder
+
+
+def check_tokenizer_specs(found: Mapping[str, TensorSpec], config: TokenizerConfig, where: str) -> None:
+    """Raise ValueError unless ``found`` are exactly the tensors of the binary tokenizer of ``config``."""
+    with torch.device("meta"):
+        expected = module_specs(BinaryTokenizer(config))
+    data = config.to_json()
+    values = {layout.TOKENIZER_CONFIG: {**data["ddconfig"], "gan_decoder": data["gan_decoder"]}}
+    check_tensors(found, expected, where, explain_by(layout.TOKENIZER_RULES, values))
+
+
+def module_specs(module: nn.Module) -> dict[str, TensorSpec]:
+    """Name, shape and dtype of each entry of a module's state dict."""
+    return {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in module.state_dict().items()}
+
+
+def _check_vocabulary(
+    folder: Path, text_tokenizer: PreTrainedTokenizerFast, config: TextToImageConfig
+) -> None:
+    try:
+        sequence_tokens(text_tokenizer, config.p)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}: {layout.HEAD_CONFIG} has parallel_num = {config.head.parallel_num}, but {error}"
+        ) from error
+    if len(text_tokenizer) > config.llm.vocab_size:
+        raise ValueError(
+            f"{folder}: the text tokenizer has {len(text_tokenizer)} tokens, but {layout.LLM_CONFIG} has "
+            f"vocab_size = {config.llm.vocab_size}; take both from the same model"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; expected the folder of a text-to-image model") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds a {type(data).__name__}; expected a JSON object")
+    return data

@@ -1,0 +1,72 @@
+"""PyTorch's own ``.pt`` files: read without running anything that they bring along."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_torch_file(path: Path) -> Mapping[str, Any]:
+    """The dictionary in a ``.pt`` file. Its tensors stay on disk (mapped) until they are read.
+
+    Such a file is a pickle, which could run any code. Only tensors, numbers, text and containers are taken.
+
+    Raises:
+        ValueError: no such file, not a whole file, something other than plain data inside, or no dictionary.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, because it holds more than tensors and plain values{_foreign(path)}, and "
+            "reading those would run code from the file. Expected weights alone: where you trust the file, "
+            "load it there and save its tensors again with torch.save"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"{path}: not a whole file of torch.save in its zip format ({reason[0] if reason else error!r}); "
+            "fetch it again"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")
+    return content
+
+
+def tensors_of(entry: object, where: str) -> dict[str, Tensor]:
+    """``entry`` as a state dict. Raises ValueError naming everything in it that is no dense float tensor."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where}: a {type(entry).__name__}; expected a dictionary of tensors by name")
+    foreign = [
+        f"{name!r} ({_kind(value)})"
+        for name, value in entry.items()
+        if not (isinstance(name, str) and _is_weight(value))
+    ]
+    if foreign:
+        shown = ", ".join(foreign[:20]) + (f" and {len(foreign) - 20} more" if len(foreign) > 20 else "")
+        raise ValueError(f"{where}: expected dense float tensors only, found {shown}")
+    return {name: value.detach() for name, value in entry.items()}
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _foreign(path: Path) -> str:
+    """What a refused file wants to import, for the message; the list is read without importing it."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError):
+        return ""
+    return f" ({', '.join(sorted(names)[:10])})" if names else ""

@@ -47,7 +47,7 @@ def plan_packed(document_ids: Tensor, block_ids: Tensor, backend: Backend | None
     """
     backend = backend or default_backend(document_ids.device.type)
     if backend == "flex":
-        return partial(_flex, _flex_mask(document_ids, block_ids))
+        return partial(_flex, flex_mask(document_ids, block_ids))
     if backend == "documents":
         lengths = torch.unique_consecutive(document_ids, return_counts=True)[1].tolist()
         parts = zip(document_ids.split(lengths), block_ids.split(lengths), strict=True)
@@ -66,7 +66,9 @@ def _documents(lengths: list[int], masks: list[Tensor], q: Tensor, k: Tensor, v:
     return torch.cat([_masked(*part) for part in parts], dim=2)
 
 
-def _flex_mask(document_ids: Tensor, block_ids: Tensor) -> BlockMask:
+def flex_mask(document_ids: Tensor, block_ids: Tensor) -> BlockMask:
+    """The mask in the form that FlexAttention takes: a rule, and which 128x128 blocks it leaves empty."""
+
     def allowed(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same_block = (block_ids[query] == block_ids[key]) & (block_ids[query] >= 0)
         return (document_ids[query] == document_ids[key]) & ((query >= key) | same_block)
@@ -78,7 +80,8 @@ def _flex_mask(document_ids: Tensor, block_ids: Tensor) -> BlockMask:
 @cache
 def _flex_kernel(on_gpu: bool) -> Callable[..., Any]:
     # Without a GPU the compiled kernel has no backward; the plain one is slow, and there for the tests.
-    return torch.compile(flex_attention) if on_gpu else flex_attention
+    kernel: Any = flex_attention
+    return torch.compile(kernel) if on_gpu else kernel
 
 
 def _flex(mask: BlockMask, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Sample:
     flip: Tensor | None = None
     """bool [h*w, C] in plain raster order: bits to flip in the input, never in the target."""
     t: Tensor | None = None
-    """float32 [M], the time in (0, 1) of each patch, shifted already, as `models.head.draw_times` gives it."""
+    """float32 [M], the time in (0, 1) of each patch: shifted already, as `models.head.draw_times` does."""
     noise: Tensor | None = None
     """float32 [M, P, C], standard normal, in patch raster order."""
     key: str = ""

@@ -34,6 +34,6 @@ class BatchRecipe(Section):
     def _ratio_can_be_kept(cls, ratio: dict[int, int]) -> dict[int, int]:
         if min(ratio.values(), default=0) < 0 or not 0 < sum(ratio.values()) <= _LARGEST_RATIO:
             raise ValueError(
-                f"give whole weights of 0 or more with a sum of 1 to {_LARGEST_RATIO}, like {{512: 1, 1024: 1}}"
+                f"give whole weights, like {{512: 1, 1024: 1}}, none negative, sum 1 to {_LARGEST_RATIO}"
             )
         return ratio

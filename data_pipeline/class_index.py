@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,11 @@ class ClassIndex:
         return count, first
 
 
-def load_class_index(folder: Path, entry: ClassManifest, downsample: int) -> ClassIndex:
+def load_class_index(files: Mapping[str, Path], entry: ClassManifest, downsample: int) -> ClassIndex:
     """Map the side index of one class.
 
     Args:
-        folder: where its `.npy` files lie.
+        files: where its `.npy` files lie, by name.
         entry: its part of the manifest.
         downsample: pixels of a token's side.
 
@@ -77,7 +78,7 @@ def load_class_index(folder: Path, entry: ClassManifest, downsample: int) -> Cla
         "dropped.npy": entry.raw_samples - entry.samples,
     }
     for name in SIDE_FILES:
-        path = folder / name
+        path = files[name]
         try:
             arrays[name] = np.load(path, mmap_mode="r" if entries[name] else None, allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -89,7 +90,7 @@ def load_class_index(folder: Path, entry: ClassManifest, downsample: int) -> Cla
             )
     if not problems.lines and int(arrays["shard_sizes.npy"].sum(dtype=np.int64)) != entry.samples:
         problems.add(
-            str(folder / "shard_sizes.npy"), f"does not add up to the {entry.samples} samples of the manifest"
+            str(files["shard_sizes.npy"]), f"does not add up to the {entry.samples} samples of the manifest"
         )
     problems.raise_if_any(DataError, f"The side index of class {entry.resolution} is broken")
     return ClassIndex(

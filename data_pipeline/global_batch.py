@@ -34,6 +34,10 @@ class LatentSource(Protocol):
     """What the plan needs of a dataset; `latents.LatentDataset` is one."""
 
     @property
+    def bits_per_token(self) -> int:
+        """C."""
+
+    @property
     def classes(self) -> Mapping[int, ClassIndex]:
         """Side index by resolution."""
 
@@ -138,7 +142,7 @@ class BatchPlan:
                 cannot be cut into patches, samples are longer than `max_tokens` (by key), or a batch of the
                 longest samples could not be cut into packs for R ranks.
         """
-        self.recipe, self.ranks, self.p = recipe, ranks, p
+        self.recipe, self.dataset, self.p, self.ranks = recipe, dataset, p, ranks
         self._cost = cost
         self._ratio = ClassRatio(recipe.ratio)
         problems = Problems()
@@ -159,6 +163,11 @@ class BatchPlan:
         if not problems.lines:
             self._check_ranks(problems)
         problems.raise_if_any(RecipeError, "The dataset cannot be trained on by this recipe")
+
+    @property
+    def resolutions(self) -> list[int]:
+        """The classes that the ratio names with a positive weight."""
+        return self._ratio.classes
 
     def step(self, number: int) -> GlobalBatch:
         """The samples of step `number`, from 0 on; any step costs the same."""

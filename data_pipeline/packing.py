@@ -107,9 +107,9 @@ def assign(lengths: Int64, costs: Int64, ranks: int, max_tokens: int) -> Assignm
     """
     if not fits(lengths, ranks, max_tokens):
         raise ValueError(
-            f"{len(lengths)} samples of up to {int(lengths.max(initial=0))} tokens cannot be cut into packs of "
-            f"at most {max_tokens} tokens, equally many for each of {ranks} ranks: raise max_tokens, or choose "
-            "a global batch that the number of ranks divides"
+            f"{len(lengths)} samples of up to {int(lengths.max(initial=0))} tokens cannot be cut into packs "
+            f"of at most {max_tokens} tokens, equally many for each of {ranks} ranks: raise max_tokens, or "
+            "choose a global batch that the number of ranks divides"
         )
     most = len(lengths) // ranks
     fewest = min(most, -(-int(lengths.sum()) // (ranks * max_tokens)))

@@ -1,0 +1,150 @@
+"""Files of a remote dataset on local disk: fetched once, verified, and given up when space runs out.
+
+The transport and the hashes are mosaicml-streaming's. Its own cache keeps its books in shared memory, which a
+killed job leaves behind; here the file system is the book. A file appears under its name only after its
+size and hash were checked, by a rename; locks are the kernel's and vanish with their process. So any number
+of processes on a node may share a cache, and any of them may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from data_pipeline.streaming_import import CloudDownloader, get_hash, get_hashes
+from foundation.errors import DataError
+
+_ATTEMPTS = 6  # with pauses of 1, 2, 4, 8 and 16 s between them: longer than a store's usual restart
+_TIMEOUT = 120.0  # seconds for an answer
+_LOCKS = 64  # files that locks are spread over
+_KEEP = 0.9  # share of the limit that is kept when something has to go, so that not every fetch has to evict
+_PARTIAL = ".partial"
+
+
+class ShardCache:
+    """A folder that holds copies of files under a remote prefix. Safe among threads and processes."""
+
+    def __init__(self, remote: str, folder: Path, limit: int | None = None):
+        """
+        Args:
+            remote: where the files come from: `s3://bucket/prefix`, or a local folder.
+            folder: where the copies go; made if missing.
+            limit: bytes that the copies may take together; None: no limit. At least twice the largest file.
+        """
+        self.remote, self.folder, self.limit = remote.rstrip("/"), folder, limit
+        self._local = threading.local()
+        (folder / "files").mkdir(parents=True, exist_ok=True)
+        (folder / "locks").mkdir(exist_ok=True)
+
+    def fetch(self, name: str, size: int | None = None, hashes: Mapping[str, str] | None = None) -> Path:
+        """The local copy of a file, fetched if it is not there.
+
+        Another process may evict it at any time: open it right away, and fetch again where that fails.
+
+        Args:
+            name: path relative to the remote prefix.
+            size: its bytes; None: unknown, fetched anew and not checked.
+            hashes: algorithm -> hex digest; one that is known here is checked.
+
+        Raises:
+            DataError: it cannot be had, or is not what it should be, after several attempts.
+        """
+        # Named by its content: a dataset that was made anew under the same address does not meet its old
+        # copies.
+        digest = hashlib.sha256(f"{name} {size} {sorted((hashes or {}).items())}".encode()).hexdigest()
+        path = self.folder / "files" / f"{digest[:32]}-{PurePosixPath(name).name}"
+        if size is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)  # for the next eviction: used now
+                return path
+        with self._lock(f"file-{zlib.crc32(name.encode()) % _LOCKS}"):
+            if size is None or not path.is_file():  # else another process fetched it meanwhile
+                self._make_room(size or 0)
+                self._download(f"{self.remote}/{name}", path, size, hashes or {})
+        return path
+
+    def _download(self, source: str, path: Path, size: int | None, hashes: Mapping[str, str]) -> None:
+        partial = path.with_name(path.name + _PARTIAL)
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(2 ** (attempt - 1))
+            partial.unlink(
+                missing_ok=True
+            )  # what a killed process has left: the downloader would take it as done
+            try:
+                self._downloader().download(source, str(partial), _TIMEOUT)
+                problem = _difference(partial, size, hashes)
+            except Exception as error:  # noqa: BLE001  (each store's client has errors of its own)
+                problem = f"{type(error).__name__}: {error}"
+                if _is_missing(error):
+                    break
+            if not problem:
+                os.replace(partial, path)
+                return
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{source} cannot be read: {problem}")
+
+    def _downloader(self) -> CloudDownloader:
+        """One client for each thread and process: making clients is not thread-safe, sharing sockets not
+        fork-safe."""
+        owner = (os.getpid(), threading.get_ident())
+        if getattr(self._local, "owner", None) != owner:
+            remote = self.remote if "://" in self.remote else None
+            self._local.owner, self._local.client = owner, CloudDownloader.get(remote)
+        return self._local.client
+
+    def _make_room(self, size: int) -> None:
+        """Evict the files that were not used for longest, so that `size` more bytes stay within the limit."""
+        if self.limit is None:
+            return
+        with self._lock("evict"):
+            files = []
+            for path in (self.folder / "files").glob("*.mds"):
+                with contextlib.suppress(FileNotFoundError):
+                    files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+            used = sum(held for _, held, _ in files)
+            if used + size <= self.limit:
+                return
+            for _, freed, path in sorted(files):
+                if used + size <= _KEEP * self.limit:
+                    break
+                path.unlink(missing_ok=True)  # whoever reads it has it open, and goes on reading
+                used -= freed
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        with open(self.folder / "locks" / name, "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+
+def _difference(path: Path, size: int | None, hashes: Mapping[str, str]) -> str:
+    """How a fetched file differs from what it should be; "" where it does not."""
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"it has {found} bytes, expected {size}"
+    for algorithm in sorted(hashes.keys() & get_hashes()):
+        if get_hash(algorithm, path.read_bytes()) != hashes[algorithm]:
+            return f"its {algorithm} is not {hashes[algorithm]}"
+    return ""
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether the store has said that there is no such file: asking again will not help."""
+    response = getattr(error, "response", None) or {}
+    code = response.get("Error", {}).get("Code")
+    return isinstance(error, FileNotFoundError) or code in ("404", "403", "NoSuchKey", "NoSuchBucket")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from foundation.errors import DataError, RecipeError
 from foundation.recipes import Section, differing_keys
@@ -42,7 +43,7 @@ def claim_folder(folder: Path, recipe: Section, done_name: str, free: frozenset[
     for key in free:
         earlier.pop(key, None)
         now.pop(key, None)
-    differences = differing_keys(earlier, now)
+    differences = differing_keys(_indexed(earlier), _indexed(now))
     if differences:
         lines = "\n".join(f"  {line}" for line in differences)
         raise RecipeError(
@@ -50,3 +51,10 @@ def claim_folder(folder: Path, recipe: Section, done_name: str, free: frozenset[
             f"Keys that differ (there -> here):\n{lines}"
         )
     return (folder / done_name).exists()
+
+
+def _indexed(value: Any) -> Any:
+    """Lists as mappings from their places, so that a difference names the entry and not the whole list."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    return {key: _indexed(inner) for key, inner in value.items()} if isinstance(value, dict) else value

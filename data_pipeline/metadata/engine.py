@@ -166,7 +166,7 @@ def _load_subset(connection: duckdb.DuckDBPyConnection, path: Path, place: int) 
     import pyarrow as pa
 
     subset = np.load(path, mmap_mode="r", allow_pickle=False)
-    names = subset.dtype.names or ()
+    names: tuple[str, ...] = subset.dtype.names or ()
     if [subset.dtype[name] for name in names] != [np.dtype("<u8")] * 2:
         raise DataError(f"rules.{place}: {path} has dtype {subset.dtype}, expected DataComp's 'u8,u8'")
     halves = pa.table({"high": pa.array(subset[names[0]]), "low": pa.array(subset[names[1]])})

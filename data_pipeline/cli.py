@@ -1,0 +1,64 @@
+"""The commands `bitdance data ...`. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key of the recipe: --set a.b=c.", show_default=False),
+]
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.", show_default=False)],
+) -> None:
+    """Write the example photographs: image shards and metadata, as a real data set comes."""
+    from data_pipeline.sample_photos.write import write_sample
+
+    write_sample(folder)
+
+
+@app.command("filter")
+def filter_rows(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Keep the rows of metadata tables that pass a recipe's rules, and show what each rule drops."""
+    from data_pipeline.metadata.filtering import run_filter
+    from data_pipeline.metadata.recipe import FilterRecipe
+    from foundation.recipes import load_recipe
+
+    run_filter(load_recipe(FilterRecipe, recipe, overrides or ()))
+
+
+@app.command()
+def tokenize(
+    recipe: RecipePath,
+    part: Annotated[
+        str | None,
+        typer.Option("--slice", metavar="I/N", help="Only tasks I, I+N, I+2N, ...; as an array job does."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Turn image shards into latent shards. Run it again to do what is missing."""
+    from data_pipeline.tokenize.recipe import TokenizeRecipe
+    from data_pipeline.tokenize.run import parse_slice, run_tokenize
+    from foundation.recipes import load_recipe
+
+    run_tokenize(load_recipe(TokenizeRecipe, recipe, overrides or ()), parse_slice(part))
+
+
+@app.command()
+def finalize(
+    dataset: Annotated[Path, typer.Argument(help="The dataset's folder.", show_default=False)],
+    memory: Annotated[str, typer.Option(help="Limit for the search for near-duplicates.")] = "4GB",
+) -> None:
+    """Finish a dataset whose tasks are all done: leave out near-duplicates, index, manifest."""
+    from data_pipeline.finalize import finalize_dataset
+
+    finalize_dataset(str(dataset), memory)

@@ -1,0 +1,290 @@
+"""`bitdance data finalize`: the tasks' folders become one dataset. No shard is copied or rewritten.
+
+1. near-duplicates over all tasks, by the perceptual hashes that the tasks recorded: left out of the side
+index; 2. `index.json` over all shards, and the side index of each class; 3. `manifest.json`, last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, FileEntry, Manifest, parse_manifest
+from data_pipeline.metadata.schema import sql_list
+from data_pipeline.near_duplicates import find_near_duplicates
+from data_pipeline.npy_stream import NpyStream
+from data_pipeline.recipe_folder import RECORD_NAME
+from data_pipeline.tokenize.folder import DatasetFolder, Plan, file_entries
+from data_pipeline.tokenize.recipe import ClassSection, TokenizeRecipe
+from foundation.errors import DataError
+from foundation.files import atomic_write, commit_folder, sha256_file
+from foundation.progress import say, track
+from foundation.provenance import package_version
+from foundation.recipes import recipe_hash
+
+INDEX_NAME = "index.json"
+# A picture's rank packs (resolution, task, number in the task) into 64 bits: larger pictures are better, then
+# earlier ones.
+TASK_BITS, PICTURE_BITS = 24, 24
+LARGEST_SIDE = (1 << (64 - TASK_BITS - PICTURE_BITS)) - 1
+
+
+def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
+    """Finish the dataset in `output`; where it is finished already, its manifest.
+
+    Args:
+        output: the dataset's folder.
+        memory: DuckDB's limit while near-duplicates are looked for.
+
+    Raises:
+        DataError: no dataset there, tasks that are missing, or no sample in any of them.
+    """
+    folder = DatasetFolder(output)
+    recipe, plan = _read(folder)
+    finished = _finished(folder, recipe)
+    if finished is not None:
+        say(f"{output}: finished already, {_totals(finished)}")
+        return finished
+    markers = _markers(folder, plan)
+    dropped = _near_duplicates(folder, plan, recipe, memory)
+    manifest = _write(folder, recipe, plan, markers, dropped)
+    for partial in folder.partials():  # all tasks are done, so nobody needs these any more
+        shutil.rmtree(partial, ignore_errors=True)
+    _report(manifest, markers)
+    return manifest
+
+
+def _read(folder: DatasetFolder) -> tuple[TokenizeRecipe, Plan]:
+    record = folder.root / RECORD_NAME
+    plan = folder.read_plan()
+    if plan is None or not record.exists():
+        raise DataError(f"{folder.root} holds no dataset that `bitdance data tokenize` has begun")
+    return TokenizeRecipe.model_validate_json(record.read_text()), plan
+
+
+def _finished(folder: DatasetFolder, recipe: TokenizeRecipe) -> Manifest | None:
+    path = folder.root / MANIFEST_NAME
+    if not path.exists():
+        return None
+    try:
+        manifest = parse_manifest(path.read_text(), str(path))
+    except DataError:
+        return None
+    intact = all(_matches(folder.root / name, entry) for name, entry in manifest.files.items())
+    return manifest if intact and manifest.recipe_sha256 == _recipe_hash(recipe) else None
+
+
+def _matches(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
+
+
+def _recipe_hash(recipe: TokenizeRecipe) -> str:
+    return recipe_hash(recipe, {"compute"})
+
+
+def _markers(folder: DatasetFolder, plan: Plan) -> list[dict[str, Any]]:
+    markers, absent = [], []
+    for number in range(len(plan.shards)):
+        marker = folder.read_done(number)
+        if marker is None:
+            absent.append(number)
+        else:
+            markers.append(marker)
+    if absent:
+        shown = ", ".join(f"{number:05d}" for number in absent[:8]) + (", ..." if len(absent) > 8 else "")
+        raise DataError(
+            f"{folder.root}: {len(absent)} of {len(plan.shards)} tasks are not done ({shown}); "
+            "run `bitdance data tokenize` again, and see `bitdance data status`"
+        )
+    if not any(marker["classes"] for marker in markers):
+        raise DataError(f"{folder.root}: the tasks hold no sample; {_counts_in_words(_sum_counts(markers))}")
+    return markers
+
+
+def _near_duplicates(
+    folder: DatasetFolder, plan: Plan, recipe: TokenizeRecipe, memory: str
+) -> dict[int, NDArray[np.int64]]:
+    """Task -> numbers of its pictures that are left out, sorted."""
+    if recipe.near_duplicates is None:
+        return {}
+    spill = folder.root / f".near-duplicates.{uuid.uuid4().hex[:8]}"
+    files = sql_list([str(folder.task(n) / "samples.parquet") for n in range(len(plan.shards))])
+    pictures = (
+        f"SELECT (({LARGEST_SIDE} - max(resolution))::UBIGINT << {TASK_BITS + PICTURE_BITS}) "
+        f"| (task::UBIGINT << {PICTURE_BITS}) | picture::UBIGINT AS rank, any_value(phash) AS phash FROM "
+        "(SELECT *, regexp_extract(filename, '([0-9]+)/samples.parquet$', 1)::BIGINT AS task "
+        f"FROM read_parquet({files}, filename = true)) GROUP BY task, picture"
+    )
+    connection = duckdb.connect(config={"memory_limit": memory, "temp_directory": str(spill)})
+    try:
+        connection.execute(f"CREATE TEMP TABLE pictures AS {pictures}")
+        find_near_duplicates(connection, "SELECT * FROM pictures", recipe.near_duplicates, "losers")
+        query = (
+            f"SELECT (rank >> {PICTURE_BITS}) & {(1 << TASK_BITS) - 1} AS task, "
+            f"rank & {(1 << PICTURE_BITS) - 1} AS picture FROM losers ORDER BY task, picture"
+        )
+        found = connection.execute(query).fetchnumpy()
+    finally:
+        connection.close()
+        shutil.rmtree(spill, ignore_errors=True)
+    tasks, starts = np.unique(found["task"], return_index=True)
+    pieces = np.split(found["picture"].astype(np.int64), starts[1:])
+    return {int(task): piece for task, piece in zip(tasks, pieces, strict=False)}
+
+
+@dataclass
+class _Position:
+    """Where the next shard and the next sample of the whole index stand."""
+
+    shard: int = 0
+    sample: int = 0
+
+
+def _write(
+    folder: DatasetFolder,
+    recipe: TokenizeRecipe,
+    plan: Plan,
+    markers: list[dict[str, Any]],
+    dropped: dict[int, NDArray[np.int64]],
+) -> Manifest:
+    working = folder.root / f".side.{uuid.uuid4().hex[:8]}.partial"
+    working.mkdir()
+    try:
+        position, shards, classes = _Position(), list[dict[str, Any]](), list[ClassManifest]()
+        for section in recipe.classes:
+            side = working / str(section.resolution)
+            side.mkdir()
+            classes.append(_write_class(folder, section, len(markers), dropped, side, position, shards))
+        entries = file_entries(working)
+        name = "side-" + hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:8]
+        if not (folder.root / name).exists():
+            commit_folder(working, folder.root / name)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    with atomic_write(folder.root / INDEX_NAME) as file:
+        json.dump({"version": 2, "shards": shards}, file, sort_keys=True)
+    named = {f"{name}/{path}": entry for path, entry in entries.items()}
+    named[INDEX_NAME] = {
+        "bytes": (folder.root / INDEX_NAME).stat().st_size,
+        "sha256": sha256_file(folder.root / INDEX_NAME),
+    }
+    if plan.text_tokenizer.inside:
+        inside = plan.text_tokenizer.name
+        named |= {f"{inside}/{path}": e for path, e in file_entries(folder.root / inside).items()}
+    manifest = Manifest(
+        code_version=package_version("bitdance-trainer") or "unknown",
+        recipe_sha256=_recipe_hash(recipe),
+        tokenizer=plan.tokenizer,
+        text_tokenizer=plan.text_tokenizer,
+        classes=[c.model_copy(update={"side": f"{name}/{c.resolution}"}) for c in classes],
+        tasks=len(markers),
+        quarantined=sum(marker["counts"]["refused"] for marker in markers),
+        near_duplicates=sum(c.raw_samples - c.samples for c in classes),
+        files={path: FileEntry(**entry) for path, entry in sorted(named.items())},
+    )
+    with atomic_write(folder.root / MANIFEST_NAME) as file:
+        file.write(manifest.to_json())
+    return manifest
+
+
+def _write_class(
+    folder: DatasetFolder,
+    section: ClassSection,
+    tasks: int,
+    dropped: dict[int, NDArray[np.int64]],
+    side: Path,
+    position: _Position,
+    shards: list[dict[str, Any]],
+) -> ClassManifest:
+    """Write a class's side index and append its shards to the whole index."""
+    start = _Position(position.shard, position.sample)
+    kept = 0
+    with (
+        NpyStream(side / "n_text.npy", "<u2") as n_text,
+        NpyStream(side / "bucket.npy", "|u1") as bucket,
+        NpyStream(side / "shard_sizes.npy", "<u4") as shard_sizes,
+        NpyStream(side / "dropped.npy", "<i8") as left_out,
+    ):
+        for number in track(range(tasks), f"Indexing class {section.resolution}"):
+            own = _task_shards(folder, number, section.resolution)
+            if not own:
+                continue
+            table = _class_samples(folder, number, section.resolution)
+            keep = ~np.isin(table["picture"], dropped.get(number, np.empty(0, np.int64)))
+            sizes = np.array([shard["samples"] for shard in own])
+            if sizes.sum() != len(keep):
+                raise DataError(f"{folder.task(number)}: its shards and its table of samples disagree")
+            shard_of_row = np.repeat(np.arange(len(own)), sizes)
+            n_text.append(table["n_text"][keep])
+            bucket.append(table["bucket"][keep])
+            shard_sizes.append(np.bincount(shard_of_row[keep], minlength=len(own)))
+            left_out.append(np.flatnonzero(~keep) + position.sample - start.sample)
+            shards += own
+            kept += int(keep.sum())
+            position.shard += len(own)
+            position.sample += len(keep)
+    return ClassManifest(
+        resolution=section.resolution,
+        buckets=section.buckets,
+        first_shard=start.shard,
+        shards=position.shard - start.shard,
+        first_sample=start.sample,
+        raw_samples=position.sample - start.sample,
+        samples=kept,
+        side="",
+    )
+
+
+def _task_shards(folder: DatasetFolder, number: int, resolution: int) -> list[dict[str, Any]]:
+    """A task's shards of a class, their base names relative to the dataset."""
+    index = folder.task(number) / str(resolution) / INDEX_NAME
+    if not index.exists():
+        return []
+    shards = json.loads(index.read_text())["shards"]
+    for shard in shards:
+        name = shard["raw_data"]["basename"]
+        shard["raw_data"]["basename"] = f"tasks/{folder.task(number).name}/{resolution}/{name}"
+    return list(shards)
+
+
+def _class_samples(folder: DatasetFolder, number: int, resolution: int) -> dict[str, NDArray[Any]]:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    columns = ["resolution", "n_text", "bucket", "picture"]
+    table = pq.read_table(folder.task(number) / "samples.parquet", columns=columns)
+    table = table.filter(pc.equal(table["resolution"], resolution))
+    return {name: table[name].to_numpy() for name in columns[1:]}
+
+
+def _sum_counts(markers: list[dict[str, Any]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for marker in markers:
+        total.update(marker["counts"])
+    return total
+
+
+def _counts_in_words(counts: Counter[str]) -> str:
+    return (
+        f"{counts['read']:,} samples read, {counts['not_kept']:,} not kept by the filter, "
+        f"{counts['too_small']:,} too small for every class, {counts['refused']:,} refused"
+    )
+
+
+def _totals(manifest: Manifest) -> str:
+    return ", ".join(f"{c.samples:,} samples of class {c.resolution}" for c in manifest.classes)
+
+
+def _report(manifest: Manifest, markers: list[dict[str, Any]]) -> None:
+    say(_counts_in_words(_sum_counts(markers)))
+    say(f"{_totals(manifest)}; {manifest.near_duplicates:,} near-duplicate records left out")

@@ -1,0 +1,154 @@
+"""Picture bytes to an upright RGB picture, whatever the bytes: what image shards of the web really hold.
+
+Only JPEG, PNG, WebP, GIF (first frame) and BMP are opened, by Pillow's own decoders; every other format
+(SVG, HEIF, TIFF, EPS ...) is refused before any of its content is read. The size is checked against a cap
+before anything is decoded, so that a small file cannot unpack into gigabytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import warnings
+from typing import Any
+
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+ORIENTATION_TAG = 0x0112
+
+# What undoes each EXIF orientation. 1 is upright; numbers outside are ignored, as viewers do.
+_UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# The spellings of the `exifread` library, which img2dataset writes into the json.
+_SPELLED = {
+    "horizontal (normal)": 1,
+    "mirrored horizontal": 2,
+    "rotated 180": 3,
+    "mirrored vertical": 4,
+    "mirrored horizontal then rotated 90 ccw": 5,
+    "rotated 90 cw": 6,
+    "mirrored horizontal then rotated 90 cw": 7,
+    "rotated 90 ccw": 8,
+}
+
+
+# What Pillow's EXIF parser has been seen to raise on broken tags.
+_EXIF_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, OverflowError)
+
+
+class BadImage(Exception):
+    """One picture cannot be used; the message is the reason, for the quarantine list."""
+
+
+def decode_image(data: bytes, max_pixels: int, json_exif: str | None = None) -> Image.Image:
+    """Decode a picture to RGB, upright, in sRGB, alpha on white.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: cap on width times height, checked before decoding.
+        json_exif: the shard's `exif` field, a JSON object such as `{"Image Orientation": "Rotated 90 CW"}`.
+            It is used where the picture has no orientation of its own: the downloader's resizer drops it.
+
+    Raises:
+        BadImage: not an accepted format, over the cap, truncated or broken.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own cap is a warning at 89 megapixels; ours is the recipe's, and an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage(f"{width} x {height} pixels, over the cap of {max_pixels}")
+            orientation = _orientation(image, json_exif)
+            profile = image.info.get("icc_profile")
+            image.load()
+    except UnidentifiedImageError:
+        raise BadImage(f"not a picture of the formats {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"decompression bomb: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+        # Pillow's decoders raise all of these on broken files.
+        raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}") from None
+    upright = image.transpose(_UNDO[orientation]) if orientation in _UNDO else image
+    return _to_srgb(upright, profile)
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB on white, with an embedded ICC profile applied where it fits the picture's mode."""
+    if image.mode in ("I;16", "I;16B", "I", "F"):
+        image = _sixteen_bits_to_grey(image)
+    alpha = None
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    elif image.mode in ("L", "RGB") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    if profile:
+        image = _apply_profile(image, profile)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if alpha is not None:
+        ground = Image.new("RGB", image.size, "white")
+        ground.paste(image, mask=alpha)
+        return ground
+    return image
+
+
+def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    """Into sRGB; a profile that is broken or is for another mode is ignored, as browsers do."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.profile_description and "srgb" in source.profile.profile_description.lower():
+            return image
+        target = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+    return converted or image
+
+
+def _sixteen_bits_to_grey(image: Image.Image) -> Image.Image:
+    """16 bits a pixel scaled to 8: Pillow's own conversion clips everything above 255 to white."""
+    import numpy as np
+
+    values = np.asarray(image, dtype=np.float64)
+    scale = 257.0 if values.size and float(values.max()) > 255.0 else 1.0
+    return Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
+
+
+def _orientation(image: Image.Image, json_exif: str | None) -> int:
+    """The EXIF orientation, 1 to 8: the picture's own tag, else the json's; 1 where there is none."""
+    try:
+        own = image.getexif().get(ORIENTATION_TAG)
+    except _EXIF_ERRORS:  # broken EXIF is common and says nothing about the pixels
+        own = None
+    if isinstance(own, int) and 1 <= own <= 8:
+        return own
+    return spelled_orientation(json_exif)
+
+
+def spelled_orientation(json_exif: str | None) -> int:
+    """The orientation that a shard's `exif` field spells; 1 where there is none."""
+    if not json_exif or "Orientation" not in json_exif:
+        return 1
+    try:
+        tags: Any = json.loads(json_exif)
+    except ValueError:
+        return 1
+    value = tags.get("Image Orientation") if isinstance(tags, dict) else None
+    text = re.sub(r"\s+", " ", str(value)).strip().lower()
+    if text.isdigit():
+        return int(text)
+    return _SPELLED.get(text, 1)

@@ -1,0 +1,147 @@
+"""WebDataset tars, of img2dataset and others: no member is trusted, and none is ever extracted to a path.
+
+Members with absolute names, with `..`, links and devices refuse the whole shard: no honest tool writes
+them. A tar that ends early is refused whole, too: half a shard that passes for a whole one would never be
+noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import IO, Any, cast
+
+from data_pipeline.ingest.samples import RawSample, Refused
+from foundation.errors import DataError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+CAPTION_EXTENSIONS = ("txt", "caption", "text")
+MEND = "fetch it again, or take it out of the recipe's input"
+
+
+def read_tar(stream: IO[bytes], name: str, max_member: int) -> Iterator[RawSample | Refused]:
+    """The samples of a tar, in its order.
+
+    Args:
+        stream: the tar, read once from front to back.
+        name: for messages.
+        max_member: cap in bytes on a member's size.
+
+    Raises:
+        DataError: the tar is damaged, cut short, compressed, or has a forbidden member.
+    """
+    from webdataset.tariterators import group_by_keys
+
+    seen: set[str] = set()
+    clashes: list[Refused] = []
+    members = _distinct(_members(stream, name, max_member, clashes), clashes)
+    for group in group_by_keys(members):
+        key = group["__key__"]
+        if key in seen:
+            # The members of a sample lie together; a key that comes back is another sample of the same name.
+            yield Refused(key, "duplicate key in its shard")
+            continue
+        seen.add(key)
+        yield _sample(key, group)
+        yield from clashes
+        clashes.clear()
+    yield from clashes
+
+
+def _members(
+    stream: IO[bytes], name: str, max_member: int, refused: list[Refused]
+) -> Iterator[dict[str, Any]]:
+    """The regular files of a tar as webdataset's grouping takes them, after checking each member."""
+    watched = _Watched(stream)
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], watched), mode="r|", bufsize=1 << 20) as tar:
+            for member in tar:
+                _check_member(member, name)
+                if not member.isreg():
+                    continue
+                if member.size > max_member:
+                    refused.append(Refused(member.name, f"{member.size} bytes, over the cap of {max_member}"))
+                    continue
+                file = tar.extractfile(member)
+                data = file.read() if file else b""
+                if len(data) != member.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                yield {"fname": member.name, "data": data, "__url__": name}
+            end = tar.offset
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{name} is no tar, damaged or cut short ({error}); {MEND}") from None
+    if not watched.ends_at(end):
+        raise DataError(f"{name} is damaged or cut short behind byte {end}; {MEND}")
+
+
+def _check_member(member: tarfile.TarInfo, name: str) -> None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\x00" in member.name:
+        problem = "has a path that leads outside"
+    elif member.issym() or member.islnk():
+        problem = "is a link"
+    elif not (member.isreg() or member.isdir()):
+        problem = "is a device or another special file"
+    else:
+        return
+    raise DataError(f"{name}: member {member.name!r} {problem}; the shard is refused as a whole")
+
+
+def _distinct(members: Iterator[dict[str, Any]], refused: list[Refused]) -> Iterator[dict[str, Any]]:
+    """Without members of a name that the sample under way has already (webdataset's grouping would raise)."""
+    last_key, extensions = "", set[str]()
+    for member in members:
+        key, _, extension = member["fname"].rpartition("/")[2].partition(".")
+        key = member["fname"].removesuffix(f".{extension}")
+        if key != last_key:
+            last_key, extensions = key, set()
+        if extension.lower() in extensions:
+            refused.append(Refused(key, f"two members named .{extension} in its shard"))
+            continue
+        extensions.add(extension.lower())
+        yield member
+
+
+def _sample(key: str, group: dict[str, Any]) -> RawSample | Refused:
+    picture = next((group[e] for e in IMAGE_EXTENSIONS if e in group), None)
+    if picture is None:
+        return Refused(key, "no picture among its members")
+    try:
+        fields = json.loads(group["json"]) if "json" in group else {}
+    except ValueError:
+        return Refused(key, "its json cannot be read")
+    if not isinstance(fields, dict):
+        return Refused(key, "its json is not an object")
+    if fields.get("status") not in (None, "success"):
+        return Refused(key, f"its status is {fields['status']!r}")
+    text = next((group[e] for e in CAPTION_EXTENSIONS if e in group), None)
+    caption = text.decode("utf-8", errors="replace") if text is not None else fields.get("caption")
+    return RawSample(key, picture, caption if isinstance(caption, str) else None, fields)
+
+
+class _Watched:
+    """A stream that remembers how much has been read, and where the last byte stood that is not zero."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream = stream
+        self.position = 0
+        self.content_end = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        content = len(data.rstrip(b"\0"))
+        if content:
+            self.content_end = self.position + content
+        self.position += len(data)
+        return data
+
+    def ends_at(self, offset: int) -> bool:
+        """Whether an end mark (two blocks of zeros) stands at `offset`, and nothing after it; reads the rest.
+
+        `tarfile` itself takes a damaged header in the middle of a tar, or the end of the file, for the end.
+        """
+        while self.read(1 << 20):
+            pass
+        return self.content_end <= offset and self.position >= offset + 2 * tarfile.BLOCKSIZE

@@ -1,0 +1,1 @@
+"""Image shards to latent shards: a task per input shard, each committed by one rename."""

@@ -1,0 +1,89 @@
+"""Captions: cleaned, cut to a number of tokens, counted with the text tokenizer that training will use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import RecipeError
+
+# A caption must not be able to open or close parts of the training sequence.
+_SPECIAL = re.compile(r"<\|([^|<>\s]{1,64})\|>")
+_CHARACTERS_PER_TOKEN = (
+    64  # no real text has longer tokens; bounds the work on captions of a million characters
+)
+
+
+class CaptionCounter:
+    """Cleans, cuts and counts captions.
+
+    Args:
+        tokenizer: a transformers fast tokenizer.
+        max_tokens: longer captions are cut.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int):
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    def fit(self, caption: str) -> tuple[str, int]:
+        """The cleaned caption, cut where it is too long, and its number of tokens without special ones.
+
+        The count is that of the returned text, encoded anew, so a reader gets the same one.
+        """
+        text = clean_caption(caption[: self.max_tokens * _CHARACTERS_PER_TOKEN])
+        limit = self.max_tokens
+        while True:
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            count = len(encoded["input_ids"])
+            if count <= self.max_tokens:
+                return text, count
+            # A cut can change how the rest splits into tokens, even into more of them: cut shorter until it
+            # fits.
+            start, end = encoded["offset_mapping"][limit - 1]
+            # Where one character takes several tokens, its last one may end where the text does: leave it
+            # out.
+            text = text[: end if end < len(text) else start].rstrip()
+            limit = max(1, limit - 1)
+
+
+def clean_caption(caption: str) -> str:
+    """Composed Unicode (NFC), one space between words, no control characters, no special tokens' spellings."""
+    text = unicodedata.normalize("NFC", caption)
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+    previous = None
+    while previous != text:  # what is left of `<|<|a|>|>` after one pass is a spelling again
+        previous, text = text, _SPECIAL.sub(r"\1", text)
+    return " ".join(text.split())
+
+
+def load_text_tokenizer_or_refuse(name: str) -> Any:
+    """The text tokenizer of a folder or hub name; RecipeError where it cannot be loaded."""
+    from models.text_tokens import load_text_tokenizer
+
+    try:
+        return load_text_tokenizer(name)
+    except ValueError as error:
+        raise RecipeError(f"text_tokenizer: {error}") from None
+
+
+def train_and_save(captions: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Train a byte-level BPE on the cleaned captions and save it in `folder`, which must not exist."""
+    from models.text_tokens import train_text_tokenizer
+
+    tokenizer = train_text_tokenizer((clean_caption(text) for text in captions), vocab_size)
+    tokenizer.save_pretrained(str(folder))
+
+
+def text_tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 (hex) of the tokenizer's canonical JSON: vocabulary, merges, normalization, special tokens."""
+    serialized = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Set by calls, not part of what the tokenizer is.
+    serialized.pop("truncation", None)
+    serialized.pop("padding", None)
+    return hashlib.sha256(json.dumps(serialized, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""The part of a task that needs no tokenizer: picture bytes to pixels of exact bucket sizes.
+
+Runs in worker processes, which import neither torch nor a tokenizer, or in the task's own process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_pipeline.buckets import Placement, fit_to_bucket, nearest_bucket
+from data_pipeline.images import BadImage, decode_image
+from data_pipeline.ingest.samples import RawSample
+from data_pipeline.tokenize.recipe import TokenizeRecipe
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture cut for one class.
+
+    Attributes:
+        class_place: of the class in the recipe.
+        placement: its bucket.
+        pixels: `[height, width, 3]` uint8.
+    """
+
+    class_place: int
+    placement: Placement
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture in every class that it goes to, with its perceptual hash; `too_small` where it fits none."""
+
+    fitted: list[Fitted]
+    phash: int
+    too_small: bool
+
+
+def decode_sample(sample: RawSample, recipe: TokenizeRecipe) -> Decoded | str:
+    """Decode a picture and cut it for its classes; the reason, where it cannot be used."""
+    try:
+        image = decode_image(sample.image, recipe.pictures.max_pixels, sample.json_exif)
+    except BadImage as error:
+        return str(error)
+    places = placements(image.height, image.width, recipe)
+    fitted = [Fitted(c, p, fit_to_bucket(image, p.height, p.width)) for c, p in places]
+    return Decoded(fitted, perceptual_hash(image) if fitted else 0, not fitted)
+
+
+def decode_chosen(chosen: tuple[RawSample, str, dict[str, float]], recipe: TokenizeRecipe) -> Decoded | str:
+    """`decode_sample` of a sample that travels with its caption and scores."""
+    return decode_sample(chosen[0], recipe)
+
+
+def placements(height: int, width: int, recipe: TokenizeRecipe) -> list[tuple[int, Placement]]:
+    """The classes that a picture of this size goes to, by rising resolution, and where in each."""
+    limits = recipe.pictures
+    found = []
+    for place, section in enumerate(recipe.classes):
+        placement = nearest_bucket(height, width, section.buckets)
+        if placement.scale <= limits.max_upscale and placement.cropped <= limits.max_cropped:
+            found.append((place, placement))
+    return found[-1:] if recipe.assign == "largest" else found
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """The 64-bit DCT hash (`imagehash.phash`) as an unsigned integer, first bit highest."""
+    import imagehash
+
+    bits = imagehash.phash(image).hash.reshape(-1)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def ordered_map(
+    executor: Executor | None, function: Callable[[Given], Made], items: Iterable[Given], window: int
+) -> Iterator[tuple[Given, Made]]:
+    """Items and their results, in the items' order, with at most `window` under way, so memory stays bounded.
+
+    Args:
+        executor: where `function` runs; None runs it here.
+        function: from an item to its result.
+        items: read only as far as the window reaches.
+        window: at least 1.
+    """
+    if executor is None:
+        for item in items:
+            yield item, function(item)
+        return
+    waiting: deque[tuple[Given, Future[Made]]] = deque()
+    for item in items:
+        waiting.append((item, executor.submit(function, item)))
+        if len(waiting) >= window:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    while waiting:
+        first, future = waiting.popleft()
+        yield first, future.result()

@@ -1,0 +1,267 @@
+"""`bitdance data tokenize`: checks, plans, does what is missing; finishes the dataset when all is done."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.finalize import finalize_dataset
+from data_pipeline.ingest.kept import KeptRows
+from data_pipeline.ingest.samples import RawSample
+from data_pipeline.ingest.shards import Shard, list_shards, read_shard
+from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
+from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
+from data_pipeline.tokenize.captions import (
+    CaptionCounter,
+    load_text_tokenizer_or_refuse,
+    text_tokenizer_hash,
+    train_and_save,
+)
+from data_pipeline.tokenize.encoder import Encoder, describe_tokenizer
+from data_pipeline.tokenize.folder import DatasetFolder, Plan
+from data_pipeline.tokenize.recipe import TokenizeRecipe
+from data_pipeline.tokenize.task import TaskRunner
+from foundation.errors import DataError, Problems, RecipeError, UserError
+from foundation.files import atomic_write, commit_folder
+from foundation.progress import say, track
+
+FREE_KEYS = frozenset({"compute"})  # may differ between runs: they do not change what is written
+TEXT_FOLDER = "text_tokenizer"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part `index` of `count` of the list of tasks: those whose number is `index` modulo `count`."""
+
+    index: int
+    count: int
+
+
+def run_tokenize(recipe: TokenizeRecipe, part: Slice | None = None) -> None:
+    """Do what is missing of the recipe's tasks; finish the dataset once all are done, unless only a slice
+    ran.
+
+    Raises:
+        RecipeError: the recipe cannot be carried out, or the output belongs to another one.
+        DataError: no input, or tasks that failed; the other tasks are done all the same.
+    """
+    tokenizer = describe_tokenizer(recipe)
+    _check(recipe, tokenizer)
+    folder = DatasetFolder(recipe.output)
+    claim_folder(folder.root, recipe, MANIFEST_NAME, FREE_KEYS)
+    plan = _plan(recipe, folder, tokenizer)
+    folder.sweep()
+    numbers = range(len(plan.shards)) if part is None else range(part.index, len(plan.shards), part.count)
+    missing, failed = _missing(folder, plan, numbers)
+    if missing:
+        say(f"{recipe.output}: {len(missing)} of {len(numbers)} tasks to do")
+        failed |= _do(recipe, plan, missing)
+    else:
+        say(f"{recipe.output}: all {len(numbers)} tasks were done already")
+    if failed:
+        lines = "\n".join(f"  task {number:05d}: {reason}" for number, reason in sorted(failed.items()))
+        raise DataError(
+            f"{len(failed)} of {len(numbers)} tasks failed, the others are done:\n{lines}\n"
+            "Mend or remove what is wrong, then `bitdance data retry` and the same command again."
+        )
+    if part is None:
+        finalize_dataset(recipe.output)
+
+
+def _check(recipe: TokenizeRecipe, tokenizer: TokenizerManifest) -> None:
+    problems = Problems()
+    side = tokenizer.downsample
+    for place, section in enumerate(recipe.classes):
+        for height, width in section.buckets:
+            if height % side or width % side:
+                problems.add(
+                    f"classes.{place}.buckets",
+                    f"[{height}, {width}] is not a multiple of {side}, the tokenizer's downsampling",
+                    "round it to one",
+                )
+    if recipe.keep and not recipe.keep.rows.startswith("s3://") and not Path(recipe.keep.rows).is_file():
+        problems.add("keep.rows", f"{recipe.keep.rows} does not exist", "run `bitdance data filter` first")
+    problems.raise_if_any(RecipeError, "The tokenize recipe cannot be carried out")
+
+
+def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerManifest) -> Plan:
+    """The plan of the first run, after checking that it still holds; this run's where there is none."""
+    shards = list_shards(recipe.input)
+    plan = folder.read_plan()
+    if plan is None:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder.root / RECORD_NAME) as file:
+            file.write(recipe_record(recipe))
+        name, text = _text_tokenizer(recipe, folder, shards)
+        plan = Plan(
+            shards=tuple(shards),
+            tokenizer=tokenizer,
+            text_tokenizer=TextTokenizerManifest(
+                name=name,
+                inside=recipe.text_tokenizer.train is not None,
+                vocab_size=len(text),
+                sha256=text_tokenizer_hash(text),
+            ),
+        )
+        folder.write_plan(plan)
+        return plan
+    if plan.tokenizer.fingerprint != tokenizer.fingerprint:
+        now, then = tokenizer.fingerprint[:12], plan.tokenizer.fingerprint[:12]
+        raise RecipeError(
+            f"The tokenizer {recipe.tokenizer} has other weights than when {recipe.output} was begun (fingerprint "
+            f"{now}, then {then}); name another output folder"
+        )
+    known, found = {shard.path for shard in plan.shards}, {shard.path for shard in shards}
+    if known != found:
+        example = sorted(known ^ found)[0]
+        raise RecipeError(
+            f"The input of {recipe.output} has changed since it was begun: {len(found - known)} shards are new "
+            f"and {len(known - found)} are gone (such as {example}); name another output folder"
+        )
+    sizes = {shard.path: shard for shard in shards}
+    return replace(plan, shards=tuple(sizes[shard.path] for shard in plan.shards))
+
+
+def _text_tokenizer(recipe: TokenizeRecipe, folder: DatasetFolder, shards: list[Shard]) -> tuple[str, Any]:
+    """Name and tokenizer that captions are counted with; trains it where the recipe says so."""
+    section = recipe.text_tokenizer
+    if section.train is None:
+        assert section.name is not None
+        return section.name, load_text_tokenizer_or_refuse(section.name)
+    final = folder.root / TEXT_FOLDER
+    if not final.exists():
+        say(f"Training a text tokenizer of up to {section.train.vocab_size} entries on the captions")
+        working = folder.root / f".{TEXT_FOLDER}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            train_and_save(_captions(recipe, shards), section.train.vocab_size, working)
+            commit_folder(working, final)
+        except FileExistsError:
+            say("Another process has trained the text tokenizer meanwhile")
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+    return TEXT_FOLDER, load_text_tokenizer_or_refuse(str(final))
+
+
+def _captions(recipe: TokenizeRecipe, shards: list[Shard]) -> Iterator[str]:
+    if recipe.keep is not None:
+        yield from KeptRows(recipe.keep).captions()
+        return
+    for shard in shards:
+        for sample in read_shard(shard, recipe.input):
+            if isinstance(sample, RawSample) and sample.caption:
+                yield sample.caption
+
+
+def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[int], dict[int, str]]:
+    """Tasks to do, and tasks that failed earlier on the very same shard."""
+    missing: list[int] = []
+    failed: dict[int, str] = {}
+    for number in numbers:
+        if folder.read_done(number) is not None:
+            continue
+        if folder.task(number).exists():
+            say(f"task {number:05d} does not verify and is done again")
+            folder.set_aside(number)
+        failure = folder.failure(number)
+        if failure and failure["size"] == plan.shards[number].size:
+            failed[number] = f"{failure['reason']} (failed earlier)"
+        else:
+            missing.append(number)
+    return missing, failed
+
+
+def _do(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> dict[int, str]:
+    """Do tasks, here or in worker processes; the reasons of those that failed."""
+    failed: dict[int, str] = {}
+    processes = min(recipe.compute.processes, len(missing))
+    if processes == 1:
+        with _Workshop(recipe, plan, 0) as workshop:
+            outcomes = ((number, workshop.attempt(number)) for number in missing)
+            for number, reason in track(outcomes, "Tokenizing shards", len(missing)):
+                failed |= {number: reason} if reason else {}
+        return failed
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("i", 0)
+    with ProcessPoolExecutor(processes, context, _open_workshop, (recipe, plan, counter)) as pool:
+        futures = {pool.submit(_attempt, number): number for number in missing}
+        for future in track(as_completed(futures), "Tokenizing shards", len(futures)):
+            reason = future.result()
+            failed |= {futures[future]: reason} if reason else {}
+    return failed
+
+
+class _Workshop:
+    """One process's tokenizers and decode workers, opened once for all of its tasks."""
+
+    def __init__(self, recipe: TokenizeRecipe, plan: Plan, place: int):
+        self.recipe = recipe
+        self.plan = plan
+        self.place = place
+        self.stack = ExitStack()
+
+    def __enter__(self) -> _Workshop:
+        recipe, plan = self.recipe, self.plan
+        decoders: Executor | None = None
+        if recipe.compute.decoders:
+            context = multiprocessing.get_context("spawn")
+            decoders = self.stack.enter_context(ProcessPoolExecutor(recipe.compute.decoders, context))
+        text = plan.text_tokenizer
+        name = str(Path(recipe.output) / text.name) if text.inside else text.name
+        counter = CaptionCounter(load_text_tokenizer_or_refuse(name), recipe.captions.max_tokens)
+        encoder = Encoder(recipe.tokenizer, recipe.dtype, _device(recipe.compute.device, self.place))
+        kept = KeptRows(recipe.keep) if recipe.keep else None
+        self.runner = TaskRunner(recipe, plan, encoder, counter, kept, decoders)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stack.close()
+
+    def attempt(self, number: int) -> str | None:
+        """Do a task; the reason where its data do not allow it, which is recorded too."""
+        try:
+            self.runner.run(number)
+        except UserError as error:
+            DatasetFolder(self.recipe.output).fail(number, self.plan.shards[number], str(error))
+            return str(error)
+        return None
+
+
+_WORKSHOP: _Workshop | None = None  # of this worker process
+
+
+def _open_workshop(recipe: TokenizeRecipe, plan: Plan, counter: Any) -> None:
+    global _WORKSHOP
+    with counter.get_lock():
+        place = counter.value
+        counter.value += 1
+    _WORKSHOP = _Workshop(recipe, plan, place).__enter__()
+
+
+def _attempt(number: int) -> str | None:
+    assert _WORKSHOP is not None
+    return _WORKSHOP.attempt(number)
+
+
+def _device(kind: str, place: int) -> str:
+    if kind == "cpu":
+        return kind
+    import torch
+
+    return f"cuda:{place % max(1, torch.cuda.device_count())}"
+
+
+def parse_slice(text: str | None) -> Slice | None:
+    """`I/N` as a slice; RecipeError where it is none."""
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise RecipeError(f"--slice {text}: expected I/N with 0 <= I < N, for example --slice 3/16")
+    return Slice(int(index), int(count))

@@ -1,0 +1,95 @@
+"""Writes what one task makes: MDS shards of each class, the table of samples and the quarantine list."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.records import LATENT_COLUMNS, LatentRecord
+from data_pipeline.streaming_import import MDSWriter
+
+HASHES = ["sha256"]
+
+# The table of samples: a row per record. `row` counts within the task's class; the records of one picture (in
+# several classes, mirrored) share `picture` and `phash`, by which near-duplicates are found.
+SAMPLE_COLUMNS = {
+    "resolution": "int32",
+    "row": "int64",
+    "key": "string",
+    "bucket": "uint8",
+    "n_text": "uint16",
+    "picture": "int32",
+    "phash": "uint64",
+    "cropped": "float32",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The picture behind a record: its number in the task, its 64-bit perceptual hash (unsigned), and the
+    share of
+    it that was cut away."""
+
+    picture: int
+    phash: int
+    cropped: float
+
+
+class TaskWriter:
+    """The outputs of one task, in a partial folder.
+
+    Args:
+        folder: existing and empty.
+        shard_bytes: size at which a new MDS shard is begun.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int):
+        self.folder = folder
+        self.shard_bytes = shard_bytes
+        self.writers: dict[int, Any] = {}
+        self.rows: dict[int, int] = {}
+        self.samples: dict[str, list[Any]] = {name: [] for name in SAMPLE_COLUMNS}
+        self.quarantine: list[dict[str, str]] = []
+
+    def write(self, resolution: int, bucket: int, record: LatentRecord, source: Source) -> None:
+        """Append a record to its class.
+
+        Args:
+            resolution: the class.
+            bucket: place of the bucket in the class.
+            record: what training reads.
+            source: of the picture that it was made from.
+        """
+        if resolution not in self.writers:
+            self.writers[resolution] = MDSWriter(
+                columns=LATENT_COLUMNS,
+                out=str(self.folder / str(resolution)),
+                hashes=HASHES,
+                size_limit=self.shard_bytes,
+            )
+            self.rows[resolution] = 0
+        self.writers[resolution].write(record.to_mds())
+        row = self.rows[resolution]
+        picture = (source.picture, source.phash, source.cropped)
+        values = (resolution, row, record.key, bucket, record.n_text, *picture)
+        for column, value in zip(self.samples.values(), values, strict=True):
+            column.append(value)
+        self.rows[resolution] += 1
+
+    def refuse(self, key: str, reason: str) -> None:
+        """Note a sample that cannot be used."""
+        self.quarantine.append({"key": key, "reason": reason})
+
+    def finish(self) -> None:
+        """Flush everything; the folder is complete but for its marker."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for writer in self.writers.values():
+            writer.finish()
+        schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in SAMPLE_COLUMNS.items()])
+        pq.write_table(pa.table(self.samples, schema), self.folder / "samples.parquet", compression="zstd")
+        with open(self.folder / "quarantine.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in self.quarantine)

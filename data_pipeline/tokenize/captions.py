@@ -46,14 +46,13 @@ class CaptionCounter:
             # A cut can change how the rest splits into tokens, even into more of them: cut shorter until it
             # fits.
             start, end = encoded["offset_mapping"][limit - 1]
-            # Where one character takes several tokens, its last one may end where the text does: leave it
-            # out.
+            # A character of several tokens may end where the text does: then leave it out.
             text = text[: end if end < len(text) else start].rstrip()
             limit = max(1, limit - 1)
 
 
 def clean_caption(caption: str) -> str:
-    """Composed Unicode (NFC), one space between words, no control characters, no special tokens' spellings."""
+    """Composed Unicode (NFC), single spaces, no control characters, no spellings of special tokens."""
     text = unicodedata.normalize("NFC", caption)
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     previous = None

@@ -1,8 +1,8 @@
 """The dataset's folder while it is being made: the plan, and what state each task is in.
 
 recipe.json         the recipe; another one is refused
-plan.json           the input shards in order, the tokenizer's fingerprint and the text tokenizer's hash; fixed by
-                    the first run, so that a task's number means the same shard for ever
+plan.json           the input shards in order, and both tokenizers; fixed by the first run, so that a task's
+                    number means the same shard for ever
 tasks/NNNNN/        a finished task
 tasks/.NNNNN.HOST.PID.XXXX.partial/    a task under way (or what a killed one has left)
 failed/NNNNN.json   a task that cannot be done: the reason, and the shard's size at that time
@@ -114,7 +114,7 @@ class DatasetFolder:
         return [path for path in self.tasks.iterdir() if PARTIAL.match(path.name)]
 
     def read_done(self, number: int) -> dict[str, Any] | None:
-        """The marker of a finished task; None where the task is not done, or its files do not fit its marker."""
+        """The marker of a finished task; None where it is not done, or its files do not fit its marker."""
         folder = self.task(number)
         try:
             marker = json.loads((folder / DONE_NAME).read_text())

@@ -115,14 +115,14 @@ def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerMan
     if plan.tokenizer.fingerprint != tokenizer.fingerprint:
         now, then = tokenizer.fingerprint[:12], plan.tokenizer.fingerprint[:12]
         raise RecipeError(
-            f"The tokenizer {recipe.tokenizer} has other weights than when {recipe.output} was begun (fingerprint "
+            f"The tokenizer {recipe.tokenizer} has other weights than when {recipe.output} was begun (now "
             f"{now}, then {then}); name another output folder"
         )
     known, found = {shard.path for shard in plan.shards}, {shard.path for shard in shards}
     if known != found:
         example = sorted(known ^ found)[0]
         raise RecipeError(
-            f"The input of {recipe.output} has changed since it was begun: {len(found - known)} shards are new "
+            f"The input of {recipe.output} has changed since it was begun: {len(found - known)} are new "
             f"and {len(known - found)} are gone (such as {example}); name another output folder"
         )
     sizes = {shard.path: shard for shard in shards}

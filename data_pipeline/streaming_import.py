@@ -10,14 +10,12 @@ import types
 sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
 
 from streaming import MDSWriter, StreamingDataset  # noqa: E402
-from streaming.base.format import FileInfo  # noqa: E402
 from streaming.base.format.mds import MDSReader  # noqa: E402
 from streaming.base.hashing import get_hash, get_hashes  # noqa: E402
 from streaming.base.storage import CloudDownloader  # noqa: E402
 
 __all__ = [
     "CloudDownloader",
-    "FileInfo",
     "MDSReader",
     "MDSWriter",
     "StreamingDataset",

@@ -1,0 +1,1 @@
+"""Training of the binary tokenizer on pictures from image shards."""

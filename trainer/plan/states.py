@@ -1,0 +1,155 @@
+"""Bytes that training keeps from step to step, on one GPU, by ZeRO stage.
+
+N parameters, R ranks, b bytes of a weight that is computed with (2 in bfloat16, 4 in float32). What is kept, in bytes a
+parameter (Rajbhandari et al., "ZeRO", 2020, section 3.1, with the float32 sums of gradients that our engine asks for):
+
+    stage              weights  gradients                  master  moments  average
+    0 (float32 only)   4        4                          -       8        4/R
+    1                  b        b, and b/R                 4/R     8/R      4/R
+    2                  b        4/R                        4/R     8/R      4/R
+    3                  b/R      4/R                        4/R     8/R      4/R
+
+In stage 3 small parameters (norms, biases) stay whole on every rank besides; they are counted with the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from models.text_to_image import TextToImageConfig
+from models.weights import expected_specs
+from trainer.costs import parameter_counts
+from trainer.recipe import ZeroSection
+
+Precision = Literal["float32", "bfloat16"]
+BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
+
+# DeepSpeed's own, where the recipe leaves them open.
+PERSISTENCE_THRESHOLD = 100_000
+BUCKET = 500_000_000
+PREFETCH_BUCKET = 50_000_000
+MAX_LIVE = 1_000_000_000
+SUB_GROUP = 1_000_000_000
+
+FIRST_LAYER = "llm.model.layers.0."
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of trained parameters.
+
+    Attributes:
+        sizes: elements of each tensor.
+        in_layer: elements of all tensors of one layer of the backbone.
+        by_part: elements of the "embedding", the "output" embedding, the "backbone", the "projector", the "head".
+    """
+
+    sizes: tuple[int, ...]
+    in_layer: int
+    by_part: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes)
+
+    def padded(self, ranks: int) -> int:
+        """Elements that a rank holds of its parameters where each is cut into equal parts, the last ones padded."""
+        return sum(math.ceil(size / ranks) for size in self.sizes)
+
+
+def count_parameters(config: TextToImageConfig) -> Parameters:
+    """Exactly, from the shapes of the model's tensors."""
+    shapes = {name: math.prod(spec.shape) for name, spec in expected_specs(config).items()}
+    in_layer = sum(size for name, size in shapes.items() if name.startswith(FIRST_LAYER))
+    return Parameters(tuple(shapes.values()), in_layer, parameter_counts(config))
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes on one GPU; what is offloaded is in `host` or `nvme` instead."""
+
+    weights: int
+    gradients: int
+    master: int
+    moments: int
+    average: int
+    host: int = 0
+    nvme: int = 0
+
+    @property
+    def device(self) -> int:
+        return self.weights + self.gradients + self.master + self.moments + self.average
+
+
+def state_bytes(
+    parameters: Parameters, zero: ZeroSection, precision: Precision, ranks: int, average: bool
+) -> StateBytes:
+    """What one rank keeps between steps.
+
+    Args:
+        average: whether a moving average of the weights is kept.
+    """
+    total, width = parameters.total, BYTES[precision]
+    share = parameters.padded(ranks) if zero.stage == 3 else math.ceil(total / ranks)
+    ema = 4 * math.ceil(total / ranks) if average else 0
+    if zero.stage == 0:
+        return StateBytes(weights=4 * total, gradients=4 * total, master=0, moments=8 * total, average=ema)
+    gradients = 4 * share if zero.stage > 1 else width * (total + share)
+    weights = width * (share + _persistent(parameters, zero, ranks) if zero.stage == 3 else total)
+    state = StateBytes(weights, gradients, master=4 * share, moments=8 * share, average=ema)
+    return _offload(state, zero)
+
+
+def step_bytes(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
+    """Bytes that the optimizer's step needs for a moment: the gradient of its share, and two temporaries of Adam's.
+
+    Activations are gone by then, so of the two peaks only the larger one counts.
+    """
+    if zero.offload_optimizer:
+        return 0
+    share = math.ceil(parameters.total / ranks) if zero.stage else parameters.total
+    return 12 * (min(share, SUB_GROUP) if zero.stage == 3 else share)
+
+
+def _persistent(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
+    threshold = zero.stage3_param_persistence_threshold
+    threshold = PERSISTENCE_THRESHOLD if threshold is None else threshold
+    return sum(size for size in parameters.sizes if size < threshold) if ranks > 1 else 0
+
+
+def _offload(state: StateBytes, zero: ZeroSection) -> StateBytes:
+    kept = {"weights": state.weights, "gradients": state.gradients, "master": state.master}
+    kept |= {"moments": state.moments, "average": state.average}
+    away = {"cpu": 0, "nvme": 0}
+    if zero.offload_optimizer:
+        for part in ("gradients", "master", "moments"):
+            # Gradients are summed up in host memory, wherever the optimizer's own state is.
+            away["cpu" if part == "gradients" else zero.offload_optimizer.device] += kept[part]
+            kept[part] = 0
+    if zero.offload_param:
+        away[zero.offload_param.device] += kept["weights"]
+        kept["weights"] = 0
+    return StateBytes(**kept, host=away["cpu"], nvme=away["nvme"])
+
+
+def communication_bytes(parameters: Parameters, zero: ZeroSection, precision: Precision, ranks: int) -> int:
+    """Bytes of weights that are gathered, and of gradients on their way, at the most.
+
+    Stage 3 gathers weights ahead of use and keeps them up to `stage3_max_live_parameters` elements; gradients are
+    collected in a bucket, reduced from a copy of it, and one larger than the bucket goes by itself.
+    """
+    if ranks == 1 and zero.stage == 0:
+        return 0
+    width, total, largest = BYTES[precision], parameters.total, max(parameters.sizes)
+    bucket = min(zero.reduce_bucket_size or BUCKET, total)
+    # overlap_comm gives the engine a second bucket to fill while the first is being reduced.
+    reducing = width * (bucket * (2 if zero.overlap_comm is not False else 1) + max(bucket, largest))
+    if zero.stage < 3:
+        return reducing
+    prefetch = zero.stage3_prefetch_bucket_size
+    prefetch = PREFETCH_BUCKET if prefetch is None else prefetch
+    ahead = max(largest, parameters.in_layer) + prefetch
+    live = max(ahead, zero.stage3_max_live_parameters or MAX_LIVE)
+    return reducing + width * min(live, total)

@@ -1,0 +1,104 @@
+"""How long training takes and what it costs, from FLOPs, bytes and a few stated rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trainer.plan.batches import BatchFigures
+from trainer.plan.gpus import Gpu
+from trainer.plan.states import BYTES, Precision
+from trainer.recipe import ZeroSection
+
+GPUS_PER_NODE = 8
+GPU_HOURS_BETWEEN_FAILURES = 8064
+"""Of H100 clusters: a job of 64 GPUs runs 126 hours until something breaks, one of 512 runs 16."""
+RECOVERY_SECONDS = 600.0
+"""From a failure until training has caught up with its start-up: requeue, load, first step."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Time of a run.
+
+    Attributes:
+        compute_seconds: of a step, at the stated MFU.
+        network_seconds: of a step, that weights and gradients travel between GPUs; it overlaps with computing.
+        steps: of the run.
+    """
+
+    compute_seconds: float
+    network_seconds: float
+    steps: int
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.compute_seconds, self.network_seconds)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Checkpoints.
+
+    Attributes:
+        bytes: of one checkpoint: float32 weights and both moments, and the average where there is one.
+        mtbf_seconds: mean time between failures of the whole job.
+        stall_seconds: that a save holds training up.
+        best_seconds: between saves.
+        effective: share of the time that counts, with that interval.
+    """
+
+    bytes: int
+    mtbf_seconds: float
+    stall_seconds: float
+
+    @property
+    def best_seconds(self) -> float:
+        """Young's first-order optimum: sqrt(2 * stall * MTBF) (Young, 1974; Daly, 2006)."""
+        return math.sqrt(2 * self.stall_seconds * self.mtbf_seconds)
+
+    @property
+    def effective(self) -> float:
+        return self.effective_at(self.best_seconds)
+
+    def effective_at(self, seconds: float) -> float:
+        """Share of the time that counts where a save is made every so many seconds.
+
+        Lost are the stalls, half an interval per failure, and the recovery from it.
+        """
+        lost = self.stall_seconds / seconds + (seconds / 2 + RECOVERY_SECONDS) / self.mtbf_seconds
+        return max(0.0, 1 - lost)
+
+
+def run_time(
+    batch: BatchFigures,
+    gpu: Gpu,
+    ranks: int,
+    mfu: float,
+    steps: int,
+    parameters: int,
+    zero: ZeroSection,
+    precision: Precision,
+) -> Work:
+    """Time of a step and of the run.
+
+    Args:
+        mfu: share of the GPU's peak that the FLOPs of forward and backward reach, over packs of mean cost; waiting
+            for the heaviest pack comes on top.
+    """
+    compute = batch.flops * batch.imbalance / (ranks * gpu.peak_flops * mfu)
+    sent = network_bytes(parameters, zero, precision, batch.micro_steps) if ranks > 1 else 0.0
+    # A ring enters and leaves each node once, so a node's network cards share the load among them.
+    rate = gpu.nvlink if ranks <= GPUS_PER_NODE else min(gpu.nvlink, GPUS_PER_NODE * gpu.network)
+    return Work(compute, sent * (ranks - 1) / ranks / rate, steps)
+
+
+def network_bytes(parameters: int, zero: ZeroSection, precision: Precision, micro_steps: float) -> float:
+    """Bytes that each GPU receives in a step, times (ranks - 1)/ranks.
+
+    Stage 3 gathers all weights for the forward and again for the backward pass, and reduces all gradients, in each
+    micro-step. Stage 2 reduces in each micro-step, and gathers the new weights once. Stages 0 and 1 sum the step's
+    gradients up once, which moves them twice, and stage 1 gathers the new weights.
+    """
+    whole = BYTES[precision] * parameters
+    return whole * {0: 2.0, 1: 3.0, 2: micro_steps + 1.0, 3: 3.0 * micro_steps}[zero.stage]

@@ -19,7 +19,7 @@ from data_pipeline.class_index import ClassIndex
 from data_pipeline.class_ratio import ClassRatio
 from data_pipeline.keyed_hash import Purpose, derive_key, uniform
 from data_pipeline.order import WindowedShuffle
-from data_pipeline.packing import Assignment, SampleCost, assign, fits
+from data_pipeline.packing import Assignment, SampleCost, assign
 from data_pipeline.records import LatentRecord
 from foundation.errors import Problems, RecipeError
 from models.layout import Task, check_grid, document_length, document_targets
@@ -192,13 +192,10 @@ class BatchPlan:
             np.full(share[name] + 1, stream.longest, np.int64) for name, stream in self._streams.items()
         ]
         lengths = np.sort(np.concatenate(longest))[::-1][:size]
-        if not fits(lengths, self.ranks, self.recipe.max_tokens):
-            problems.add(
-                "global_batch_size",
-                f"{size} samples of up to {lengths[0]} tokens cannot always be cut into packs of at most "
-                f"{self.recipe.max_tokens} tokens (max_tokens), equally many for each of {self.ranks} ranks",
-                "raise max_tokens, or choose a batch that the number of ranks divides",
-            )
+        try:
+            assign(lengths, lengths, self.ranks, self.recipe.max_tokens)
+        except ValueError as error:
+            problems.add("global_batch_size", f"not every step could be cut: {error}")
 
 
 class _ClassStream:

@@ -105,38 +105,28 @@ def assign(lengths: Int64, costs: Int64, ranks: int, max_tokens: int) -> Assignm
         ValueError: no assignment exists: a sample is longer than `max_tokens`, there are fewer samples than
             ranks, or they fill no whole number of packs on each rank (see `fits`).
     """
-    if not fits(lengths, ranks, max_tokens):
-        raise ValueError(
-            f"{len(lengths)} samples of up to {int(lengths.max(initial=0))} tokens cannot be cut into packs "
-            f"of at most {max_tokens} tokens, equally many for each of {ranks} ranks: raise max_tokens, or "
-            "choose a global batch that the number of ranks divides"
-        )
     most = len(lengths) // ranks
     fewest = min(most, -(-int(lengths.sum()) // (ranks * max_tokens)))
-    for micro_steps in range(fewest, most + 1):
+    for micro_steps in range(max(1, fewest), most + 1):
         pack_of = _pack(lengths, costs, ranks * micro_steps, max_tokens)
         if pack_of is not None:
             return _deal(pack_of, lengths, costs, ranks, max_tokens)
-    # Reached only where hardly two samples fit together: the pairing that `fits` has found.
-    return _deal(_pair(lengths, ranks * most), lengths, costs, ranks, max_tokens)
-
-
-def fits(lengths: Int64, ranks: int, max_tokens: int) -> bool:
-    """Whether any assignment of these lengths exists: non-empty packs, equally many on each rank.
-
-    With as many packs as possible, n = R * (B // R), all but e = B - n of the samples get a pack of their
-    own, and the best place for the rest is beside the shortest: the largest sum in a pairing of the 2e
-    shortest samples, longest with shortest, is the least possible. Longer samples never make a batch fit
-    that did not.
-    """
-    if len(lengths) < ranks:
-        return False
-    pack_of = _pair(lengths, len(lengths) // ranks * ranks)
-    return bool(np.bincount(pack_of, weights=lengths).max() <= max_tokens)
+    if most:
+        pack_of = _pair(lengths, ranks * most)
+        if np.bincount(pack_of, weights=lengths).max() <= max_tokens:
+            return _deal(pack_of, lengths, costs, ranks, max_tokens)
+    raise ValueError(
+        f"{len(lengths)} samples of up to {int(lengths.max(initial=0))} tokens cannot be cut into packs "
+        f"of at most {max_tokens} tokens, equally many for each of {ranks} ranks: raise max_tokens, or "
+        "choose a global batch that the number of ranks divides"
+    )
 
 
 def _pair(lengths: Int64, packs: int) -> Int64:
-    """int64 `[B]`: pack of each sample where the 2(B - packs) shortest share packs, longest with shortest."""
+    """The pack of each sample in as many packs as possible: the shortest 2(B - packs) samples in pairs,
+    longest with shortest, and all others alone. That makes the longest pair as short as any pairing can;
+    where the ranks divide the batch, each sample is alone.
+    """
     extra = len(lengths) - packs
     order = np.argsort(lengths, kind="stable")
     pack_of = np.empty(len(lengths), np.int64)

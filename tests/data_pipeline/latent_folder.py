@@ -1,4 +1,5 @@
-"""Write a small finished latent dataset by the layout of `data_pipeline.manifest`, for tests that read one."""
+"""Write a small finished latent dataset by the layout of `data_pipeline.manifest`, for tests that read
+one."""
 
 import hashlib
 import json
@@ -47,8 +48,10 @@ def write_latent_folder(
     grids: dict[int, list[tuple[int, int]]] = GRIDS,
     text_tokenizer: str = "words",
 ) -> Path:
-    """Write `samples[resolution]` raw records of each class in `tasks` parts; `dropped` are left out of the index."""
-    shards, classes = [], []
+    """Write `samples[resolution]` raw records of each class in `tasks` parts; `dropped` are left out of the
+    index."""
+    shards: list[dict] = []
+    classes: list[ClassManifest] = []
     for resolution, count in sorted(samples.items()):
         left_out = sorted((dropped or {}).get(resolution, ()))
         records = [latent_record(resolution, number, grids[resolution]) for number in range(count)]

@@ -46,7 +46,8 @@ def generate(
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in dtypes:
         raise RecipeError(f"--dtype {dtype}: expected {' or '.join(dtypes)}")
-    sampling = Sampling(steps=steps, guidance=guidance, sampler=sampler, seed=seed)
+    settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "seed": seed}
+    sampling = Sampling.model_validate(settings)
     try:
         generator = PictureGenerator(model, tokenizer, device, dtypes[dtype])
         paths = generate_files(generator, prompt, (height, width), sampling, pictures, output)

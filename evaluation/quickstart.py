@@ -23,7 +23,7 @@ from foundation.files import atomic_write
 from foundation.progress import say
 
 HOME = Path("runs/quickstart")
-PROMPT = "an orange tabby cat looks to the side"
+PROMPT = "A close portrait of a tabby cat with green eyes."
 COMMANDS = {
     "sample": f"data sample {HOME}/photos",
     "filter": "data filter configs/quickstart/filter.yaml",

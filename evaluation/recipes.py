@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from data_pipeline.ingest.recipe import InputSection
 from foundation.recipes import Section
 
 
@@ -38,7 +39,7 @@ class CompareRecipe(Section):
 
     Attributes:
         latents: finished latent dataset whose captions are the prompts.
-        photos: folder of the image shards that the latents were made from.
+        photos: the image shards that the latents were made from.
         resolution: resolution class of the dataset to look at.
         samples: the first so many samples of the class, None = all.
         tokenizer: folder of the binary tokenizer that decodes.
@@ -48,7 +49,7 @@ class CompareRecipe(Section):
     """
 
     latents: Path
-    photos: Path
+    photos: InputSection
     resolution: int = Field(gt=0)
     samples: int | None = Field(default=None, gt=0)
     tokenizer: Path

@@ -81,8 +81,9 @@ class FileGroup:
         if source is None:
             return f"NULL::{kind}"
         cast = f"TRY_CAST({sql_name(source)} AS {kind})"
-        # DuckDB orders NaN above every number, so that it would pass every lower bound.
-        return f"nullif({cast}, 'NaN'::DOUBLE)" if kind == "DOUBLE" else cast
+        # DuckDB orders NaN above every number, so that it would pass every lower bound. (`= 'NaN'` would
+        # not find it: the optimizer rules that out by a parquet file's bounds, which leave NaN aside.)
+        return f"CASE WHEN isnan({cast}) THEN NULL ELSE {cast} END" if kind == "DOUBLE" else cast
 
 
 def sql_name(name: str) -> str:

@@ -1,11 +1,13 @@
 """Checkpoints as state: what of a run is saved, by whom, and how it comes back on other ranks.
 
-The stall of a save is the copy of this rank's shards to host memory. Writing, hashing and committing go on in a thread
-beside training, with a process group of its own. A save that has not ended when the next is due delays that next one.
+The stall of a save is the copy of this rank's shards to host memory. Writing, hashing and committing go on in
+a thread beside training, with a process group of its own. A save that has not ended when the next is due
+delays that next one.
 A save that fails is said loudly and dropped: training goes on, and the older checkpoints stay.
 
-The format is torch.distributed.checkpoint's: each flat parameter is stored as the runs that the ranks own, and any
-other cut can be read back from it, so the number of ranks and the ZeRO stage may change between save and load.
+The format is torch.distributed.checkpoint's: each flat parameter is stored as the runs that the ranks own,
+and any other cut can be read back from it, so the number of ranks and the ZeRO stage may change between save
+and load.
 """
 
 from __future__ import annotations
@@ -75,25 +77,42 @@ class FlatShard:
 
     def __create_write_items__(self, fqn: str, value: object) -> list[WriteItem]:
         data = TensorWriteData(self._chunk(), TensorProperties.create_from_tensor(self.values), self.size())
-        return [WriteItem(MetadataIndex(fqn, torch.Size([self.start])), WriteItemType.SHARD, tensor_data=data)]
+        return [
+            WriteItem(MetadataIndex(fqn, torch.Size([self.start])), WriteItemType.SHARD, tensor_data=data)
+        ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         return [self._chunk()]
-
-    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        return self.values
 
 
 def shards_of(fragments: Iterable[Fragment], ema: dict[str, Tensor] | None) -> dict[str, FlatShard]:
     """All tensors of this rank's training state: kind and parameter name -> shard (views, not copies)."""
     shards = {}
     for fragment in fragments:
-        states: dict[str, Tensor] = {**fragment.states}
+        states: dict[str, Tensor] = dict(fragment.states.items())
         if ema is not None:
             states["ema"] = ema[fragment.name]
         for kind, values in states.items():
             shards[f"{kind}/{fragment.name}"] = FlatShard(values, fragment.start, fragment.size)
     return shards
+
+
+class _SavePlanner(dcp.DefaultSavePlanner):
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        shard: FlatShard = self.state_dict[index.fqn]
+        return shard.values
+
+
+class _LoadPlanner(dcp.DefaultLoadPlanner):
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        shard: FlatShard = self.state_dict[index.fqn]
+        return shard.values
 
 
 class Checkpoints:
@@ -111,7 +130,8 @@ class Checkpoints:
         self.run, self.start, self.section, self.events = run, start, section, events
         self._recipe_sha256, self._lineage = recipe_sha256, lineage
         self._rank = dist.get_rank()
-        # gloo on GPUs too: the writer thread talks about files, in host memory, beside the training's collectives.
+        # gloo on GPUs too: the writer thread talks about files, in host memory, beside the training's
+        # collectives.
         self._group = dist.new_group(backend="gloo")
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._pending: Future[None] | None = None
@@ -133,8 +153,7 @@ class Checkpoints:
                     self.events.write("checkpoint_passed_over", step=step, problems=problems)
                 continue
             reader = _PlainReader(folder)
-            planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-            dcp.load(dict(shards), storage_reader=reader, planner=planner, process_group=self._group)
+            dcp.load(dict(shards), storage_reader=reader, planner=_LoadPlanner(), process_group=self._group)
             return manifest
         return None
 
@@ -186,12 +205,11 @@ class Checkpoints:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
-            planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-            dcp.save(dict(shards), storage_writer=writer, planner=planner, process_group=self._group)
+            dcp.save(dict(shards), storage_writer=writer, planner=_SavePlanner(), process_group=self._group)
             names = [f"__{self._rank}_0.distcp"] + ([".metadata"] if self._rank == 0 else [])
             files = {name: describe_file(partial / name) for name in names if (partial / name).exists()}
         except (OSError, RuntimeError, dcp.CheckpointException) as error:
-            problem = f"rank {self._rank}: {' '.join(str(error).split())[:300]}"
+            problem = f"rank {self._rank}: {_cause(error)}"
         everyones: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyones, (problem, files), group=self._group)
         problems = [problem for problem, _ in everyones if problem]
@@ -222,10 +240,17 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         self.events.write("save_failed", step=manifest.step, problems=problems)
         say(
-            f"THE CHECKPOINT OF STEP {manifest.step} COULD NOT BE SAVED: {'; '.join(problems)}. Training goes on; the "
-            "older checkpoints are untouched. Make room before the next one is due."
+            f"THE CHECKPOINT OF STEP {manifest.step} COULD NOT BE SAVED: {'; '.join(problems)}. Training "
+            "goes on; the older checkpoints are untouched. Make room before the next one is due."
         )
         return None
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in a save, in one line; torch.distributed.checkpoint wraps it in all ranks' tracebacks."""
+    if isinstance(error, dcp.CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {error}"
 
 
 class _PlainReader(dcp.FileSystemReader):
@@ -239,8 +264,12 @@ class _PlainReader(dcp.FileSystemReader):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    ALLOWED = frozenset({"torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath", "pathlib._local.PosixPath"})
-    ALLOWED_MODULES = frozenset({"torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"})
+    ALLOWED = frozenset(
+        {"torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath", "pathlib._local.PosixPath"}
+    )
+    ALLOWED_MODULES = frozenset(
+        {"torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"}
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in self.ALLOWED or (module in self.ALLOWED_MODULES and "." not in name):

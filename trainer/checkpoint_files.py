@@ -1,13 +1,14 @@
 """Checkpoints as files: when one counts, which is the newest, which may go. Imports no torch.
 
-A checkpoint is a folder `step-N` with a `manifest.json` that names every file with its size and hash. It is written
-as `step-N.partial-S` (S: the number of the start that writes it) and renamed when it is complete.
+A checkpoint is a folder `step-N` with a `manifest.json` that names every file with its size and hash. It is
+written as `step-N.partial-S` (S: the number of the start that writes it) and renamed when it is complete.
 
-The fence. A job that was cut off from the network, and has been replaced, may still be writing. Each start of a run
-takes a higher number than all before it, then removes the partial folders of earlier starts, then looks for the newest
-checkpoint. A commit looks up the latest number first, and refuses where it isn't its own. If the replacement takes its
-number after that look-up, it removes the partial folder, so the stale rename fails; or the rename came first, and then
-the replacement sees a whole checkpoint. Either way no checkpoint changes after it was resumed from.
+The fence. A job that was cut off from the network, and has been replaced, may still be writing. Each start of
+a run takes a higher number than all before it, then removes the partial folders of earlier starts, then looks
+for the newest checkpoint. A commit looks up the latest number first, and refuses where it isn't its own. If
+the replacement takes its number after that look-up, it removes the partial folder, so the stale rename fails;
+or the rename came first, and then the replacement sees a whole checkpoint. Either way no checkpoint changes
+after it was resumed from.
 """
 
 from __future__ import annotations
@@ -77,16 +78,20 @@ def commit(run: RunFolder, partial: Path, manifest: CheckpointManifest) -> Path:
     newest = latest_start(run)
     if newest != manifest.start:
         raise StaleStart(
-            f"Start {newest} of {run.path} has taken over: this one (start {manifest.start}) may save no more."
+            f"Start {newest} of {run.path} has taken over: this one (start {manifest.start}) may save no "
+            "more."
         )
     final = run.checkpoints / f"step-{manifest.step}"
     if final.exists():
-        # Left over from before a damage that made the resume skip it; what is there now has been computed again.
+        # Left over from before a damage that made the resume skip it; what is there now has been computed
+        # again.
         _remove(final)
     try:
         commit_folder(partial, final)
     except FileNotFoundError:
-        raise StaleStart(f"A newer start of {run.path} has removed {partial}: this one may save no more.") from None
+        raise StaleStart(
+            f"A newer start of {run.path} has removed {partial}: this one may save no more."
+        ) from None
     return final
 
 

@@ -6,8 +6,8 @@ Seen with DeepSpeed 0.19 and dealt with in this file, so that nothing else has t
 - casting a module to bfloat16 casts its buffers too (rotary frequencies lose 16 bits): they are put back;
 - its own checkpoints and its overflow check are not used: state is read and written as `Fragment`s, which any
   number of ranks and any ZeRO stage can cut anew, and a step is guarded before the optimizer moves;
-- a parameter without a gradient in a step's first micro-batch keeps the gradient of the step before (stage 3):
-  every micro-batch must give every parameter a gradient, if only zeros.
+- a parameter without a gradient in a step's first micro-batch keeps the gradient of the step before (stage
+  3): every micro-batch must give every parameter a gradient, if only zeros.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,7 +37,8 @@ def start_distributed(extensions_folder: Path) -> None:
     """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
 
     Args:
-        extensions_folder: where this run's own compiled extensions go; builds of two jobs collide in a shared one.
+        extensions_folder: where this run's own compiled extensions go; builds of two jobs collide in a shared
+            one.
     """
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder)
     import deepspeed
@@ -44,6 +46,8 @@ def start_distributed(extensions_folder: Path) -> None:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # DeepSpeed calls collectives under names that torch 2.13 has new ones for, and each call would say so.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     device = training_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -120,24 +124,31 @@ class Engine:
 
     # --- one step -------------------------------------------------------------------------------------------
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module computes."""
+        return torch.device(self._engine.device)
+
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass."""
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add one micro-batch's gradient; on the step's ``last`` one, gradients are averaged over the ranks."""
+        """Add one micro-batch's gradient; on the step's ``last`` one, gradients are averaged over the
+        ranks.
+        """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
     def squared_gradient_norm(self) -> Tensor:
         """This rank's part of the squared L2 norm of the step's gradient, float32 scalar.
 
-        Summed over all ranks it is the whole; it is infinite or NaN where any gradient is. To be called after the
-        last backward and before `step` or `discard_gradient`.
+        Summed over all ranks it is the whole; it is infinite or NaN where any gradient is. To be called after
+        the last backward and before `step` or `discard_gradient`.
         """
         gradients = [g for g in self._local_gradients() if g is not None and g.numel()]
         if not gradients:
-            return torch.zeros((), device=self._engine.device)
+            return torch.zeros((), device=self.device)
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
         # In stage 0 every rank holds the whole gradient, so each contributes its share of the one sum.
         return norms.square().sum() / (dist.get_world_size() if self.stage == 0 else 1)
@@ -217,18 +228,18 @@ class Engine:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a whole parameter, wherever its elements are."""
-        parameter = self.parameters[name]
+        parameter: Any = self.parameters[name]
         return tuple(parameter.ds_shape if self.stage == 3 else parameter.shape)
 
     def whole(self, name: str, values: dict[str, Tensor] | None = None) -> Tensor:
         """One parameter's float32 master weights, whole, on every rank (collective).
 
         Args:
-            values: float32 tensors shaped like this rank's fragments, by name, to assemble in place of the masters
-                (an average of the weights, for example).
+            values: float32 tensors shaped like this rank's fragments, by name, to assemble in place of the
+                masters (an average of the weights, for example).
         """
         fragment = self._fragment(name)
-        whole = torch.zeros(math.prod(self.shape(name)), device=self._engine.device)
+        whole = torch.zeros(math.prod(self.shape(name)), device=self.device)
         if fragment is not None:
             source = fragment.states["master"] if values is None else values[name]
             whole[fragment.start : fragment.start + fragment.length] = source.to(whole.device)
@@ -245,6 +256,12 @@ class Engine:
         for state in self._adam.state.values():
             state["step"].fill_(count)
 
+    def reset_optimizer(self) -> None:
+        """Moments and step count as they are before the first step."""
+        for state in self._adam.state.values():
+            for value in state.values():
+                value.zero_()
+
     # --- inside ---------------------------------------------------------------------------------------------
 
     def _find_flat_masters(self) -> list[Tensor]:
@@ -255,7 +272,9 @@ class Engine:
         return list(self._optimizer.single_partition_of_fp32_groups)
 
     def _allocate_moments(self) -> None:
-        """Give Adam its state now rather than at its first step, so that it can be loaded and saved at any time."""
+        """Give Adam its state now rather than at its first step, so that it can be loaded and saved at any
+        time.
+        """
         for master in self._flat_masters:
             self._adam.state[master] = {
                 "step": torch.tensor(0.0),

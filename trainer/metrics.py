@@ -1,4 +1,6 @@
-"""What a run tells: `metrics.jsonl` (a line per step), `events.jsonl` (what happened), W&B as the recipe says."""
+"""What a run tells: `metrics.jsonl` (a line per step), `events.jsonl` (what happened), W&B as the recipe
+says.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ WANDB_PROBE_SECONDS = 5.0
 
 
 class EventLog:
-    """Appends what happens to a run to `events.jsonl`: {"time", "start", "event", ...}; a rank but 0 writes nothing."""
+    """Appends what happens to a run to `events.jsonl`: {"time", "start", "event", ...}; a rank but 0 writes
+    nothing.
+    """
 
     def __init__(self, run: RunFolder, start: int, writes: bool):
         self._start = start
@@ -28,7 +32,9 @@ class EventLog:
     def write(self, event: str, **details: Any) -> None:
         """One line, at once on its way to disk."""
         if self._file is not None:
-            self._file.write(json.dumps({"time": time.time(), "start": self._start, "event": event, **details}) + "\n")
+            self._file.write(
+                json.dumps({"time": time.time(), "start": self._start, "event": event, **details}) + "\n"
+            )
 
 
 class MetricsLog:
@@ -58,7 +64,9 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file that are whole (a kill can cut the last one short); none where there is no file."""
+    """The lines of a .jsonl file that are whole (a kill can cut the last one short); none where there is no
+    file.
+    """
     lines = []
     try:
         text = path.read_text()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from data_pipeline.batch_recipe import BatchSection
+from data_pipeline.batch_recipe import BatchRecipe
 from foundation.recipes import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -17,8 +17,8 @@ class WorldSection(Section):
     """How many processes train.
 
     Attributes:
-        processes: ranks that `bitdance train` starts on this machine. Under srun or torchrun, which start the ranks
-            themselves, it is not looked at.
+        processes: ranks that `bitdance train` starts on this machine. Under srun or torchrun, which start the
+            ranks themselves, it is not looked at.
         threads: CPU threads of each rank.
     """
 
@@ -105,10 +105,22 @@ class ModelSection(Section):
             found = " and ".join(given) or "none of them"
             raise ValueError(f"exactly one of init_from, pretrained and random must be given, found {found}")
         if (self.init_from is None) == (self.head is None):
-            raise ValueError("head must be given with pretrained and random, and only then (an export has its own)")
+            raise ValueError(
+                "head must be given with pretrained and random, and only then (an export has its own)"
+            )
         if self.grow_from is not None and (self.init_from is None or self.grow_from >= self.p):
             raise ValueError(f"grow_from ({self.grow_from}) needs init_from, and must be below p ({self.p})")
         return self
+
+
+class DataSection(BatchRecipe):
+    """The latents, and how steps are made of them (the other keys are `data_pipeline.batch_recipe`'s).
+
+    Attributes:
+        latents: folder, or object store prefix, of a finished latent dataset.
+    """
+
+    latents: str
 
 
 class LossSection(Section):
@@ -213,8 +225,8 @@ class GuardSection(Section):
     Attributes:
         sigmas: a loss or gradient norm so many standard deviations above its recent mean is an outlier.
         window: steps taken that mean and deviation are computed over; no outliers before it is full.
-        rewind_after: after so many skipped steps in a row the run goes back to its last checkpoint and passes over
-            them.
+        rewind_after: after so many skipped steps in a row the run goes back to its last checkpoint and passes
+            over them.
         max_rewinds: rewinds without a new checkpoint in between, after which the run ends (exit code 65).
     """
 
@@ -225,7 +237,8 @@ class GuardSection(Section):
 
 
 class WatchdogSection(Section):
-    """When a step counts as hung: all stacks are written to the ranks' logs, and the job ends with exit code 75.
+    """When a step counts as hung: all stacks are written to the ranks' logs, and the job ends with exit code
+    75.
 
     Attributes:
         factor: a step may take so many times the median of the last ones,
@@ -256,7 +269,7 @@ class StageRecipe(Section):
 
     Attributes:
         run: the run folder; the command tells a fresh start, a resume and a finished run apart by it.
-        seed: of all randomness; what a step sees is a pure function of recipe, dataset, seed and step.
+        seed: of fresh weights (`data.seed` is that of the samples' order and of all draws).
         steps: number of optimizer steps.
         tokenizer: folder of the binary tokenizer, which goes into the export; training does not load it.
         precision: float32, or bfloat16 with float32 master weights.
@@ -268,7 +281,7 @@ class StageRecipe(Section):
     steps: PositiveInt
     model: ModelSection
     tokenizer: str
-    data: BatchSection
+    data: DataSection
     loss: LossSection = LossSection()
     optimizer: OptimizerSection
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -285,18 +298,25 @@ class StageRecipe(Section):
         wrong = []
         if self.optimizer.warmup_steps > self.steps:
             wrong.append(
-                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) is above steps ({self.steps}): the learning "
-                "rate would never reach lr"
+                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) is above steps ({self.steps}): the "
+                "learning rate would never reach lr"
             )
         if self.precision == "bfloat16" and self.zero.stage == 0:
-            wrong.append("precision: bfloat16 needs zero.stage 1, 2 or 3: stage 0 keeps no float32 master weights")
-        if self.model.init_from and Path(self.model.init_from).resolve() == (Path(self.run) / "export").resolve():
+            wrong.append(
+                "precision: bfloat16 needs zero.stage 1, 2 or 3: stage 0 keeps no float32 master weights"
+            )
+        if (
+            self.model.init_from
+            and Path(self.model.init_from).resolve() == (Path(self.run) / "export").resolve()
+        ):
             wrong.append(f"model.init_from is this run's own export ({self.model.init_from})")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
 
 
-# Keys that may change between a start and a resume: they decide where, how fast and how watched a run is, but not
-# what it computes. (How many ranks and which ZeRO stage change a loss by rounding only.)
-CHANGEABLE = frozenset({"run", "world", "zero", "activation_checkpointing", "checkpoints", "watchdog", "metrics"})
+# Keys that may change between a start and a resume: they decide where, how fast and how watched a run is, but
+# not what it computes. (How many ranks and which ZeRO stage change a loss by rounding only.)
+CHANGEABLE = frozenset(
+    {"run", "world", "zero", "activation_checkpointing", "checkpoints", "watchdog", "metrics"}
+)

@@ -14,7 +14,8 @@ from trainer.run_folder import RunFolder
 
 
 def upload(folder: Path, section: CheckpointSection) -> None:
-    """Copy a committed checkpoint to ``section.remote``, its manifest last, then remove there what is not kept.
+    """Copy a committed checkpoint to ``section.remote``, its manifest last, then remove there what is not
+    kept.
 
     A copy that fails is said and given up: the local checkpoint is what a run resumes from.
     """

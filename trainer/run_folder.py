@@ -1,13 +1,13 @@
 """A run's folder: whose it is, where things lie in it, which start of it this is. Imports no torch.
 
-    recipe.yaml        resolved; another recipe is refused
-    provenance.json    code, versions and host of the first start
-    lineage.json       what the run started from
-    starts/0001.json   one file per start of the run (its number is the fence of `checkpoint_files`)
-    logs/rank-0.log    all that rank 0 printed, over all starts
-    metrics.jsonl      a line per step; events.jsonl: starts, skips, saves, rewinds, ends
-    checkpoints/       step-N folders, each whole
-    export/            the finished stage, in the published layout
+recipe.yaml        resolved; another recipe is refused
+provenance.json    code, versions and host of the first start
+lineage.json       what the run started from
+starts/0001.json   one file per start of the run (its number is the fence of `checkpoint_files`)
+logs/rank-0.log    all that rank 0 printed, over all starts
+metrics.jsonl      a line per step; events.jsonl: starts, skips, saves, rewinds, ends
+checkpoints/       step-N folders, each whole
+export/            the finished stage, in the published layout
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def find_run(recipe: StageRecipe, fork: bool = False) -> StageRecipe:
     """The recipe, pointed at the run folder that it will use; nothing is written.
 
     Args:
-        fork: where the folder belongs to another recipe, take the next of ``RUN-2``, ``RUN-3``, ... that is free or
-            belongs to this one.
+        fork: where the folder belongs to another recipe, take the next of ``RUN-2``, ``RUN-3``, ... that is
+            free or belongs to this one.
 
     Raises:
         RecipeError: the folder belongs to another recipe (which keys differ is said), or isn't a run folder.
@@ -91,7 +91,8 @@ def find_run(recipe: StageRecipe, fork: bool = False) -> StageRecipe:
             raise RecipeError(
                 f"The run folder {path} belongs to another recipe. It differs in (there -> here):\n"
                 + "\n".join(f"  {line}" for line in differences)
-                + "\nGo on with the recipe that made it, give this one its own `run`, or add --fork to start a new "
+                + "\nGo on with the recipe that made it, give this one its own `run`, or add --fork to start "
+                "a new "
                 f"run beside it ({recipe.run}-2)."
             )
         number += 1
@@ -103,12 +104,14 @@ def _differences(recipe: StageRecipe, path: Path) -> list[str]:
     try:
         there = yaml.safe_load((path / "recipe.yaml").read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise RecipeError(f"{path} exists and is not a run folder (it has no recipe.yaml): give another `run`") from None
+        raise RecipeError(
+            f"{path} exists and is not a run folder (it has no recipe.yaml): give another `run`"
+        ) from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{path / 'recipe.yaml'} cannot be read: {error}") from None
     here = recipe.model_dump(mode="json")
-    kept = [{k: v for k, v in values.items() if k not in CHANGEABLE} for values in (there, here)]
-    return differing_keys(*kept)
+    ours, theirs = ({k: v for k, v in values.items() if k not in CHANGEABLE} for values in (here, there))
+    return differing_keys(theirs, ours)
 
 
 def create_run(recipe: StageRecipe) -> RunFolder:
@@ -135,7 +138,9 @@ def lock_run(run: RunFolder) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise RunInUse(f"{run.path} is being trained by process {file.read().strip() or '?'} already") from None
+        raise RunInUse(
+            f"{run.path} is being trained by process {file.read().strip() or '?'} already"
+        ) from None
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -161,15 +166,17 @@ def take_start(run: RunFolder, committed_step: int, ranks: int, despite_no_progr
         and not despite_no_progress
     ):
         raise NoProgress(
-            f"{run.path} was started {STARTS_WITHOUT_PROGRESS} times and never got past step {committed_step}. "
-            f"Look at the ends of {run.logs}/rank-*.log; when the cause is mended, add --despite-no-progress."
+            f"{run.path} was started {STARTS_WITHOUT_PROGRESS} times and never got past step "
+            f"{committed_step}. Look at the ends of {run.logs}/rank-*.log; when the cause is mended, add "
+            "--despite-no-progress."
         )
     record = {"time": time.time(), "host": platform.node(), "step": committed_step, "ranks": ranks}
     number = latest_start(run)
     while True:
         number += 1
         try:
-            # Creating a file that must not exist is atomic on shared file systems too, a counter in a file is not.
+            # Creating a file that must not exist is atomic on shared file systems too, a counter in a file is
+            # not.
             handle = os.open(run.starts / f"{number:04}.json", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             continue

@@ -1,4 +1,6 @@
-"""One rank of `test_engine.py`: the same small problem under every ZeRO stage; results as JSON from rank 0."""
+"""One rank of `test_engine.py`: the same small problem under every ZeRO stage; results as JSON from rank
+0.
+"""
 
 import json
 import sys
@@ -37,7 +39,8 @@ def train_step(engine: Engine, step: int, spoil: bool = False) -> tuple[float, f
     rank, ranks, micro_steps = dist.get_rank(), dist.get_world_size(), 1 + step % 3
     batch = samples_of(step)
     cuts = sorted(
-        torch.randperm(SAMPLES - 1, generator=torch.Generator().manual_seed(step))[: ranks * micro_steps - 1] + 1
+        torch.randperm(SAMPLES - 1, generator=torch.Generator().manual_seed(step))[: ranks * micro_steps - 1]
+        + 1
     )
     parts = torch.tensor_split(batch, [int(c) for c in cuts])
     total = torch.zeros(())

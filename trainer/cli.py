@@ -1,0 +1,67 @@
+"""`bitdance train`: the commands of the trainer. Imports neither torch nor deepspeed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foundation.progress import say
+from foundation.recipes import load_recipe, resolved_yaml
+from trainer.launch import launch, started_as_rank
+from trainer.recipe import StageRecipe
+from trainer.run_folder import RunFolder, create_run, find_run
+
+app = typer.Typer(no_args_is_help=True)
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(help="A recipe of a training stage, for example configs/t2i/pt.yaml.")
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, for example --set optimizer.lr=2e-4."),
+]
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    set_: SetOption = [],  # noqa: B006  (typer copies it)
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and print the resolved recipe; do nothing.")
+    ] = False,
+    fork: Annotated[
+        bool,
+        typer.Option(
+            "--fork", help="Where the run folder belongs to another recipe, start a new run beside it."
+        ),
+    ] = False,
+    despite_no_progress: Annotated[
+        bool, typer.Option("--despite-no-progress", help="Start even if the last starts came no further.")
+    ] = False,
+) -> None:
+    """Train one stage: start it, go on with it, or find it finished; the run folder tells which.
+
+    The ranks are started here (`world.processes`), or by torchrun or srun. SIGTERM, SIGUSR1 and Ctrl-C save
+    at the end of the step. Exit codes: 0 finished, 75 saved and wants to go on, 65 bad data, 78 bad recipe,
+    70 a bug.
+    """
+    loaded = find_run(load_recipe(StageRecipe, recipe, set_), fork)
+    if dry_run:
+        say(resolved_yaml(loaded).rstrip())
+        return
+    finished = RunFolder(Path(loaded.run)).finished_at()
+    if finished is not None:
+        say(f"{loaded.run} is finished: {finished} steps, the model is in {loaded.run}/export")
+        return
+    if started_as_rank(os.environ):
+        from trainer.rank import run_rank
+        from trainer.signals import StopFlag
+
+        stop = StopFlag()
+        stop.install()
+        raise typer.Exit(run_rank(loaded, stop, despite_no_progress))
+    create_run(loaded)
+    raise typer.Exit(launch(loaded, ["--despite-no-progress"] if despite_no_progress else []))

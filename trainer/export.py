@@ -1,0 +1,91 @@
+"""The one artifact between stages: a folder in the published layout, with the record of where it came
+from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from foundation.files import atomic_write, commit_folder, sha256_file
+from models.weights import FolderWriter, ModelSource, TensorSpec
+from trainer.checkpoint_files import describe_file
+from trainer.engine import Engine
+from trainer.recipe import StageRecipe
+from trainer.run_folder import EXPORT_MANIFEST, RunFolder
+from trainer.stage_start import vocabulary_fingerprint
+
+
+def write_export(
+    run: RunFolder,
+    recipe: StageRecipe,
+    engine: Engine,
+    source: ModelSource,
+    lineage: dict[str, Any],
+    ema: dict[str, Tensor] | None,
+) -> None:
+    """Gather the weights tensor by tensor and write them to `run.export`, which appears whole (collective).
+
+    What is exported is the average of the weights where the recipe keeps one, in the precision trained in.
+    """
+    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+    specs = {name: TensorSpec(engine.shape(name), dtype) for name in source.specs}
+    partial = run.path / "export.partial"
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        writer = FolderWriter(partial, source.config, specs)
+        order = list(writer.names)
+    order = order if dist.get_rank() == 0 else []
+    orders: list[Any] = [order]
+    dist.broadcast_object_list(orders, src=0)
+    for name in orders[0]:
+        whole = engine.whole(name, ema)
+        if dist.get_rank() == 0:
+            writer.add(name, whole.to(dtype))
+    if dist.get_rank() == 0:
+        writer.finish(source.text_tokenizer, recipe.tokenizer)
+        manifest = {
+            "step": recipe.steps,
+            "p": source.config.p,
+            "vocabulary_sha256": vocabulary_fingerprint(source.text_tokenizer),
+            "lineage": lineage,
+            "files": {path.name: describe_file(path) for path in sorted(partial.iterdir())},
+        }
+        with atomic_write(partial / EXPORT_MANIFEST) as file:
+            json.dump(manifest, file, indent=1)
+        commit_folder(partial, run.export)
+    dist.barrier()
+
+
+def read_export_manifest(folder: Path) -> dict[str, Any] | None:
+    """The record of an export of ours; None for a folder that came from elsewhere."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / EXPORT_MANIFEST).read_text())
+    except FileNotFoundError:
+        return None
+    return manifest
+
+
+def parent_of(recipe: StageRecipe) -> dict[str, Any] | None:
+    """What a stage records of the folder that its weights came from; None where it had none.
+
+    The hash of the parent's manifest stands for all of its files, whose hashes are in it.
+    """
+    start = recipe.model.init_from or recipe.model.pretrained
+    if start is None:
+        return None
+    manifest = read_export_manifest(Path(start))
+    if manifest is None:
+        return {"from": start}
+    return {
+        "from": start,
+        "manifest_sha256": sha256_file(Path(start) / EXPORT_MANIFEST),
+        "step": manifest["step"],
+        "lineage": manifest["lineage"],
+    }

@@ -1,0 +1,109 @@
+"""Starts the ranks of a run on this machine, and ends when they end. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from foundation.errors import ExitCode
+from foundation.progress import say
+from trainer.recipe import StageRecipe
+from trainer.run_folder import RunFolder
+from trainer.signals import STOP_SIGNALS
+
+GRACE_SECONDS = 10.0  # for the other ranks to come to an end by themselves, after one has failed
+PARENT_VARIABLE = "BITDANCE_LAUNCHER_PID"
+
+
+def started_as_rank(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun or srun has started this process as one rank of several."""
+    return {"RANK", "WORLD_SIZE"} <= environment.keys() or {
+        "SLURM_PROCID",
+        "MASTER_ADDR",
+    } <= environment.keys()
+
+
+def launch(recipe: StageRecipe, arguments: list[str]) -> ExitCode:
+    """Run `world.processes` ranks until all have ended; the run folder must hold the resolved recipe.
+
+    A signal to stop is passed on, and the ranks save; a second one ends them at once. When one rank fails the
+    others are ended too, since they would wait for it for ever.
+
+    Args:
+        arguments: further command line arguments of `python -m trainer.rank`.
+    """
+    run = RunFolder(Path(recipe.run))
+    port = _free_port()
+    ranks = [_start_rank(recipe, rank, port, arguments) for rank in range(recipe.world.processes)]
+    signals = _Signals(ranks)
+    failed_at: float | None = None
+    while None in (codes := [rank.poll() for rank in ranks]):
+        time.sleep(0.05)
+        if failed_at is None and any(code not in (None, ExitCode.DONE, ExitCode.REQUEUE) for code in codes):
+            failed_at = time.monotonic()
+        if signals.impatient or (failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS):
+            for rank in ranks:
+                rank.kill()
+    return _verdict([rank.returncode for rank in ranks], run)
+
+
+def _start_rank(recipe: StageRecipe, rank: int, port: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(recipe.world.processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        PARENT_VARIABLE: str(os.getpid()),
+    }
+    command = [sys.executable, "-m", "trainer.rank", str(Path(recipe.run) / "recipe.yaml"), *arguments]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+
+class _Signals:
+    """Passes signals on to the ranks, and notes when a person has lost patience."""
+
+    def __init__(self, ranks: list[subprocess.Popen[bytes]]):
+        self.impatient = False
+        self._ranks, self._asked = ranks, False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.impatient = self._asked and number == signal.SIGINT
+        self._asked = True
+        for rank in self._ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+
+def _verdict(codes: list[int], run: RunFolder) -> ExitCode:
+    """One exit code for all ranks: the recipe's or the data's fault before ours, and any fault before
+    success.
+    """
+    for code in (ExitCode.RECIPE, ExitCode.DATA, ExitCode.BUG):
+        if code in codes:
+            return code
+    killed = {rank: -code for rank, code in enumerate(codes) if code < 0}
+    for rank, number in killed.items():
+        say(
+            f"Rank {rank} was ended by {signal.Signals(number).name}. Its log is "
+            f"{run.logs}/rank-{rank}.log; the same command goes on from the last checkpoint."
+        )
+    if killed or ExitCode.REQUEUE in codes:
+        return ExitCode.REQUEUE
+    return ExitCode.DONE if all(code == ExitCode.DONE for code in codes) else ExitCode.BUG
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,176 @@
+"""One rank of a training run: `python -m trainer.rank RUN/recipe.yaml`, as `launch` starts it.
+
+Under torchrun or srun the command `bitdance train` itself comes here. Nothing heavy is imported before
+signals are caught, so that a scheduler's first warning is never lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from foundation.errors import ExitCode, RecipeError, UserError
+from foundation.recipes import load_recipe
+from trainer.launch import PARENT_VARIABLE
+from trainer.recipe import StageRecipe
+from trainer.run_folder import RunFolder, create_run, lock_run, take_start
+from trainer.signals import StopFlag
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of a rank that `launch` has started."""
+    stop = StopFlag()
+    stop.install()
+    _die_with_launcher()
+    parser = argparse.ArgumentParser(prog="python -m trainer.rank")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--despite-no-progress", action="store_true")
+    options = parser.parse_args(arguments)
+    recipe = load_recipe(StageRecipe, options.recipe)
+    return run_rank(recipe, stop, options.despite_no_progress)
+
+
+def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> ExitCode:
+    """Train as the rank that the environment says, and turn every end into an exit code."""
+    os.environ.update(distributed_variables(os.environ))
+    rank = int(os.environ["RANK"])
+    run = create_run(recipe) if rank == 0 else RunFolder(Path(recipe.run))
+    run.logs.mkdir(parents=True, exist_ok=True)
+    terminal = _log_to(run.logs / f"rank-{rank}.log", echo=rank == 0)
+    try:
+        return _train(recipe, run, stop, despite_no_progress)
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        if rank == 0 or error.exit_code != ExitCode.RECIPE:
+            print(error, file=terminal, flush=True)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  (the last resort: whatever it is, it is logged and has an exit code)
+        traceback.print_exc()
+        sys.stderr.flush()
+        print(
+            f"Rank {rank} failed: {error!r}. The traceback is in {run.logs}/rank-{rank}.log",
+            file=terminal,
+            flush=True,
+        )
+        # Not a return: threads and collectives of a broken rank may never end.
+        os._exit(ExitCode.BUG)
+
+
+def _train(recipe: StageRecipe, run: RunFolder, stop: StopFlag, despite_no_progress: bool) -> ExitCode:
+    import torch
+    import torch.distributed as dist
+
+    from trainer.checkpoint_files import committed
+    from trainer.engine import start_distributed, stop_distributed
+    from trainer.loop import train
+    from trainer.stage import Stage
+
+    torch.set_num_threads(recipe.world.threads)
+    start_distributed(run.extensions)
+    try:
+        numbers: list[int | UserError] = [0]
+        lock = None
+        if dist.get_rank() == 0:
+            try:
+                lock = lock_run(run)
+                newest = committed(run)
+                step = newest[0][0] if newest else 0
+                numbers = [take_start(run, step, dist.get_world_size(), despite_no_progress)]
+            except UserError as error:
+                numbers = [error]
+        dist.broadcast_object_list(numbers, src=0)
+        if isinstance(numbers[0], UserError):
+            raise numbers[0]
+        stage = Stage(recipe, run, numbers[0], stop)
+        try:
+            return train(stage)
+        finally:
+            stage.close()
+            if lock is not None:
+                lock.close()
+    finally:
+        stop_distributed()
+
+
+def distributed_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, translated from srun's where those are
+    missing.
+
+    Raises:
+        RecipeError: some cannot be known.
+    """
+    srun = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    found = {name: environment.get(name, environment.get(theirs, "")) for name, theirs in srun.items()}
+    found |= {name: environment.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")}
+    missing = [name for name, value in found.items() if not value]
+    if missing:
+        raise RecipeError(
+            f"This process was started as one of several ranks, but {', '.join(missing)} is not set. Start "
+            "it by torchrun, or by srun with MASTER_ADDR and MASTER_PORT set, or by plain `bitdance train` "
+            "on one machine."
+        )
+    return found
+
+
+def _log_to(path: Path, echo: bool) -> IO[str]:
+    """Send all output of this process, its libraries' too, to ``path``; returns the terminal.
+
+    Args:
+        echo: what Python prints goes to the terminal as well.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(1), "w", buffering=1)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    faulthandler.enable()
+    if echo:
+        sys.stdout = _Tee(sys.stdout, terminal)
+    return terminal
+
+
+class _Tee:
+    """Writes to a log and a terminal; to everything else it is the log."""
+
+    def __init__(self, log: IO[str], terminal: IO[str]):
+        self._log, self._terminal = log, terminal
+
+    def write(self, text: str) -> int:
+        self._terminal.write(text)
+        return self._log.write(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+        self._terminal.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._log, name)
+
+
+def _die_with_launcher() -> None:
+    """Be killed when the launcher is: ranks that nobody waits for would train on, and block the next
+    start.
+    """
+    launcher = os.environ.get(PARENT_VARIABLE)
+    if launcher is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it was gone before the line above
+        os._exit(ExitCode.REQUEUE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

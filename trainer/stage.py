@@ -1,0 +1,236 @@
+"""A stage that is ready to train: data, model, state and logs, brought together on one rank."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.global_batch import BatchPlan
+from data_pipeline.latents import LatentDataset
+from data_pipeline.loader import StepBatch, StepLoader
+from foundation.errors import DataError
+from foundation.files import atomic_write
+from foundation.progress import say
+from foundation.recipes import recipe_hash
+from models.text_to_image import TextToImageModel
+from trainer.agreement import StepReport
+from trainer.averaging import WeightAverage
+from trainer.checkpoint import Checkpoints, FlatShard, shards_of
+from trainer.costs import sample_cost
+from trainer.engine import Engine
+from trainer.export import parent_of
+from trainer.guard import Guard
+from trainer.meter import StepMeter
+from trainer.metrics import EventLog, MetricsLog
+from trainer.recipe import CHANGEABLE, StageRecipe
+from trainer.remote_copy import fetch_newest
+from trainer.run_folder import RunFolder
+from trainer.signals import StopFlag
+from trainer.stage_start import check_dataset, open_start
+from trainer.watchdog import Watchdog
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds besides tensors and the guard's window; equal on all ranks.
+
+    Attributes:
+        step: steps done, so also the number of the next one.
+        images: trained on so far.
+        tokens: packed tokens trained on so far.
+        seconds: spent in steps that count (not in those that were lost and done again).
+        passed_over: steps that a rewind decided to leave out.
+        skipped: steps that were not taken: number, reason, names of their samples.
+    """
+
+    step: int = 0
+    images: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    passed_over: set[int] = field(default_factory=set)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "passed_over": sorted(self.passed_over)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        return cls(**{**values, "passed_over": set(values["passed_over"])})
+
+
+class Stage:
+    """One rank's part of a stage in training; see `loop.train` for what is done with it."""
+
+    def __init__(self, recipe: StageRecipe, run: RunFolder, start: int, stop: StopFlag):
+        """Open everything that the recipe names, check that it belongs together, restore or start the state.
+
+        Args:
+            start: number of this start of the run.
+            stop: set by signals.
+
+        Raises:
+            RecipeError, DataError: what the recipe names cannot be trained on; nothing has been changed.
+        """
+        self.recipe, self.run, self.stop = recipe, run, stop
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.events = EventLog(run, start, writes=self.rank == 0)
+        self.source = open_start(recipe)
+        dataset = LatentDataset(recipe.data.latents)
+        check_dataset(recipe, self.source, dataset.manifest)
+        config, tokens = self.source.config, self.source.tokens
+        self.cost = sample_cost(config)
+        self.plan = BatchPlan(recipe.data, dataset, config.p, tokens.template, self.ranks, self.cost)
+        self.lineage = self._write_lineage(dataset)
+        self.engine = self._build_engine()
+        decay = recipe.optimizer.ema
+        self.average = WeightAverage(self.engine, decay) if decay else None
+        self.guard, self.progress = Guard(recipe.guard), Progress()
+        self.rewinds, self.saved_step, self._saved_at = 0, -1, time.monotonic()
+        identity = recipe_hash(recipe, exclude=CHANGEABLE)
+        self.checkpoints = Checkpoints(run, start, recipe.checkpoints, identity, self.lineage, self.events)
+        if recipe.checkpoints.remote and self.rank == 0:
+            fetch_newest(run, recipe.checkpoints)
+        self.restore()
+        self.loader = StepLoader(self.plan, self._encode, tokens, config.head, self.rank)
+        self.watchdog = Watchdog(recipe.watchdog)
+        self.meter = StepMeter(run, recipe, self.cost, self.ranks, speaks=self.rank == 0)
+        self.metrics = MetricsLog(run, recipe, self.progress.step) if self.rank == 0 else None
+        self.events.write("started", step=self.progress.step, ranks=self.ranks, zero_stage=recipe.zero.stage)
+        if self.rank == 0:
+            say(self._opening_line())
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """The newest whole checkpoint; where there is none, the weights that the stage starts from."""
+        manifest = self.checkpoints.load_newest(self._shards())
+        if manifest is None:
+            self.engine.load_weights(self.source.tensors())
+            self.engine.reset_optimizer()
+            if self.average:
+                self.average.restart()
+            self.progress, self.guard = Progress(), Guard(self.recipe.guard)
+            return
+        self.engine.publish()
+        self.engine.optimizer_steps = manifest.state["optimizer_steps"]
+        self.progress = Progress.from_json(manifest.state["progress"])
+        self.guard.load(manifest.state["guard"])
+        self.saved_step = self.progress.step
+
+    def save(self) -> None:
+        """Begin to save the state after `progress.step` steps."""
+        state = {
+            "optimizer_steps": self.engine.optimizer_steps,
+            "progress": self.progress.to_json(),
+            "guard": self.guard.state(),
+        }
+        self.checkpoints.save(self.progress.step, self._shards(), state)
+        self.saved_step, self._saved_at, self.rewinds = self.progress.step, time.monotonic(), 0
+
+    def clock_says_save(self) -> bool:
+        """On rank 0: so much time has passed since the last save. (The ranks' clocks differ: one decides.)"""
+        minutes = self.recipe.checkpoints.every_minutes
+        return self.rank == 0 and minutes is not None and time.monotonic() - self._saved_at > minutes * 60
+
+    def steps_say_save(self) -> bool:
+        """So many steps have been done since the last save."""
+        steps = self.recipe.checkpoints.every_steps
+        return steps is not None and self.progress.step - max(0, self.saved_step) >= steps
+
+    def average_weights(self) -> None:
+        """Move the average of the weights, where the recipe keeps one, after a step was taken."""
+        if self.average:
+            self.average.update()
+
+    # --- log ------------------------------------------------------------------------------------------------
+
+    def note_skip(self, batch: StepBatch, reason: str) -> None:
+        """A step was not taken."""
+        self.guard.skipped()
+        samples = [ref.name for ref in self.plan.step(batch.step)]
+        skip = {"step": batch.step, "reason": reason, "samples": samples}
+        self.progress.skipped.append(skip)
+        self.events.write("skipped", **skip)
+        if self.rank == 0:
+            say(f"Step {skip['step']} is skipped: {reason}")
+
+    def log_step(
+        self,
+        batch: StepBatch,
+        means: dict[str, float],
+        report: StepReport,
+        lr: float,
+        seconds: float,
+        skip: str | None,
+    ) -> None:
+        """Count the step that has just ended and write its line."""
+        self.progress.images += batch.counts.samples
+        self.progress.tokens += batch.counts.tokens
+        line = self.meter.line(self.progress, batch, means, report, lr, seconds, skip)
+        if self.metrics is not None:
+            self.metrics.write(line)
+
+    def close(self) -> None:
+        """Let go of threads and files; the process group stays."""
+        self.watchdog.stop()
+        self.loader.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _build_engine(self) -> Engine:
+        model = TextToImageModel(self.source.config)
+        if self.recipe.activation_checkpointing:
+            model.enable_activation_checkpointing()
+        return Engine(model.train(), self.recipe.optimizer, self.recipe.zero, self.recipe.precision)
+
+    def _encode(self, caption: str) -> list[int]:
+        """Token ids of a caption. Called by several threads: the backend's own method changes no state."""
+        ids: list[int] = self.source.text_tokenizer.backend_tokenizer.encode(
+            caption, add_special_tokens=False
+        ).ids
+        return ids
+
+    def _shards(self) -> dict[str, FlatShard]:
+        return shards_of(self.engine.fragments(), self.average.values if self.average else None)
+
+    def _write_lineage(self, dataset: LatentDataset) -> dict[str, Any]:
+        """The run's lineage: as its first start recorded it.
+
+        Raises:
+            DataError: the dataset is no longer the one that the run began with.
+        """
+        now: dict[str, Any] = {
+            "recipe_sha256": recipe_hash(self.recipe, exclude=CHANGEABLE),
+            "dataset": {"folder": self.recipe.data.latents, "manifest_sha256": dataset.manifest.sha256()},
+            "tokenizer_fingerprint": dataset.manifest.tokenizer.fingerprint,
+        }
+        try:
+            lineage: dict[str, Any] = json.loads(self.run.lineage.read_text())
+        except FileNotFoundError:
+            lineage = {**now, "parent": parent_of(self.recipe)}
+            if self.rank == 0:
+                with atomic_write(self.run.lineage) as file:
+                    json.dump(lineage, file, indent=1)
+        if lineage["dataset"]["manifest_sha256"] != now["dataset"]["manifest_sha256"]:
+            raise DataError(
+                f"The latents in {self.recipe.data.latents} have changed since {self.run.path} began "
+                "(another manifest). What step s sees would change with them: restore them, or start a new "
+                "run (--fork)."
+            )
+        return lineage
+
+    def _opening_line(self) -> str:
+        step, steps = self.progress.step, self.recipe.steps
+        what = f"goes on at step {step}" if step else "starts"
+        precision = f"{self.recipe.precision}, ZeRO-{self.recipe.zero.stage}"
+        millions = sum(torch.Size(spec.shape).numel() for spec in self.source.specs.values()) / 1e6
+        return (
+            f"{self.run.path} {what} of {steps}: {millions:.3g}M parameters, {self.ranks} ranks, {precision}"
+        )

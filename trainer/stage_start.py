@@ -1,0 +1,193 @@
+"""What a stage starts from, where it has no checkpoint: an export, a pretrained language model, or random
+weights.
+
+All three are a `ModelSource`: a configuration, a text tokenizer, and tensors that stream by one at a time, so
+that no rank ever holds a whole model that is meant to be sharded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, Qwen3Config
+
+from data_pipeline.manifest import Manifest
+from foundation.errors import DataError, Problems, RecipeError
+from models.head import DiffusionHead, HeadConfig
+from models.layout import add_sequence_tokens
+from models.projector import Projector
+from models.text_to_image import TextToImageConfig, TextToImageModel
+from models.text_tokens import load_text_tokenizer
+from models.tokenizer import read_tokenizer_config, tokenizer_fingerprint
+from models.weights import ModelSource, expected_specs, grow_patch, locate, open_folder, stored_specs
+from models.weights.grow import grow_rows
+from models.weights.layout import EMBEDDING, HEAD, LLM, LLM_INDEX, LLM_WHOLE, OUTPUT, PROJECTOR
+from models.weights.safetensors_files import Place, read_index, read_specs, read_tensors
+from trainer.recipe import HeadSection, StageRecipe
+
+
+def open_start(recipe: StageRecipe) -> ModelSource:
+    """The model that the recipe starts from; no weights are read yet.
+
+    Raises:
+        RecipeError: what the recipe names is missing or broken, or has another p than the recipe says.
+    """
+    try:
+        if recipe.model.init_from is not None:
+            return _from_export(recipe, recipe.model.init_from)
+        if recipe.model.pretrained is not None:
+            return _from_language_model(recipe, recipe.model.pretrained)
+        return _from_nothing(recipe)
+    except ValueError as error:
+        raise RecipeError(f"This stage cannot start: {error}") from error
+
+
+def check_dataset(recipe: StageRecipe, source: ModelSource, manifest: Manifest) -> None:
+    """Refuse latents that the model, or the tokenizer that goes into the export, cannot belong to.
+
+    Raises:
+        DataError: all that does not fit.
+    """
+    problems, where = Problems(), recipe.data.latents
+    made_by = manifest.tokenizer.fingerprint
+    folders = {"tokenizer": Path(recipe.tokenizer)}
+    if source.tokenizer_folder is not None:
+        folders["model.init_from"] = source.tokenizer_folder
+    for key, folder in folders.items():
+        try:
+            found = tokenizer_fingerprint(folder)
+        except ValueError as error:
+            problems.add(key, str(error), "name the folder of the tokenizer that made the latents")
+            continue
+        if found != made_by:
+            problems.add(
+                key,
+                f"the tokenizer in {folder} has the fingerprint {found[:12]}, the latents were made by "
+                f"{made_by[:12]}",
+                "tokenize the pictures anew, or name the tokenizer that made these latents",
+            )
+    bits = source.config.head.ch_target
+    if manifest.tokenizer.bits_per_token != bits:
+        problems.add(
+            where, f"its tokens have {manifest.tokenizer.bits_per_token} bits, those of the model {bits}"
+        )
+    problems.raise_if_any(DataError, f"The latents in {where} do not belong to this model")
+
+
+def _from_export(recipe: StageRecipe, name: str) -> ModelSource:
+    source = open_folder(locate(name))
+    wanted, found, grow_from = recipe.model.p, source.config.p, recipe.model.grow_from
+    if grow_from is not None and grow_from != found:
+        raise ValueError(f"{name} has p = {found}, but model.grow_from says {grow_from}")
+    if wanted == found:
+        return source
+    if grow_from is None:
+        raise ValueError(
+            f"{name} has p = {found}, the recipe p = {wanted}. To make the missing query tokens from those "
+            f"that are there, say so: model.grow_from: {found}"
+        )
+    return grow_patch(source, wanted, recipe.seed)
+
+
+def _from_nothing(recipe: StageRecipe) -> ModelSource:
+    random, head = recipe.model.random, recipe.model.head
+    assert random is not None and head is not None
+    text_tokenizer = load_text_tokenizer(random.text_tokenizer)
+    add_sequence_tokens(text_tokenizer, recipe.model.p)
+    llm = Qwen3Config(
+        vocab_size=len(text_tokenizer), use_cache=False, rms_norm_eps=1e-6, **random.backbone.model_dump()
+    )
+    config = _config(recipe, llm, head)
+    return ModelSource(
+        config=config,
+        text_tokenizer=text_tokenizer,
+        tokenizer_folder=None,
+        specs=expected_specs(config),
+        tensors=lambda: _fresh_tensors(config, recipe.seed),
+    )
+
+
+def _from_language_model(recipe: StageRecipe, name: str) -> ModelSource:
+    """A published Qwen3: its own weights, new rows for the new tokens, a fresh head and projector."""
+    head = recipe.model.head
+    assert head is not None
+    folder = locate(name if Path(name).exists() or name.startswith("hf:") else f"hf:{name}")
+    text_tokenizer = load_text_tokenizer(folder)
+    known = len(text_tokenizer)
+    add_sequence_tokens(text_tokenizer, recipe.model.p)
+    found = Qwen3Config.from_pretrained(folder)
+    llm = Qwen3Config.from_dict(found.to_dict())
+    # Qwen pads its embedding: new tokens take those rows first, and only the rest is added.
+    llm.vocab_size = max(found.vocab_size, len(text_tokenizer))
+    llm.use_cache = False
+    config = _config(recipe, llm, head)
+    specs = expected_specs(config)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        new = range(known, len(text_tokenizer))
+        for name, tensor in _language_model_tensors(folder, found):
+            if name in (EMBEDDING, OUTPUT):
+                tensor = grow_rows(tensor, range(known), new, llm.vocab_size, recipe.seed + (name == OUTPUT))
+            yield name, tensor
+        yield from _fresh_vision_tensors(config, recipe.seed)
+
+    return ModelSource(config, text_tokenizer, None, specs, tensors)
+
+
+def _language_model_tensors(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
+    files = read_index(folder, LLM_INDEX) if (folder / LLM_INDEX).is_file() else [LLM_WHOLE]
+    for file in files:
+        places = {LLM + name: Place(file, name) for name in read_specs(folder / file)}
+        if config.tie_word_embeddings:
+            places.pop(OUTPUT, None)  # Qwen's small models are published with a copy of the embedding
+        yield from read_tensors(folder, places)
+
+
+def _fresh_tensors(config: TextToImageConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Random weights, the same on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TextToImageModel(config)
+    state = model.state_dict()
+    for name in stored_specs(model):
+        yield name, state[name]
+
+
+def _fresh_vision_tensors(config: TextToImageConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Random weights of the parts that no language model brings, without memory for the one that it does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = {
+            PROJECTOR: Projector(config.head.ch_target, config.llm.hidden_size),
+            HEAD: DiffusionHead(config.head),
+        }
+    for prefix, part in parts.items():
+        yield from ((prefix + name, tensor) for name, tensor in part.state_dict().items())
+
+
+def _config(recipe: StageRecipe, llm: Qwen3Config, head: HeadSection) -> TextToImageConfig:
+    tokenizer = read_tokenizer_config(recipe.tokenizer)
+    head_config = HeadConfig(
+        ch_target=tokenizer.z_channels,
+        ch_cond=llm.hidden_size,
+        ch_latent=head.width,
+        depth_latent=head.depth,
+        depth_adanln=head.adaln,
+        time_shift=head.time_shift,
+        P_mean=head.P_mean,
+        P_std=head.P_std,
+        parallel_num=recipe.model.p**2,
+        use_swiglu=head.swiglu,
+    )
+    return TextToImageConfig(llm, head_config, tokenizer.downsample)
+
+
+def vocabulary_fingerprint(text_tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 (hex) over the tokens and their ids: equal for tokenizers that give equal ids the same text."""
+    vocabulary = sorted(text_tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()

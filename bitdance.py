@@ -16,13 +16,18 @@ from evaluation.cli import app as evaluation_app
 from evaluation.weights_cli import app as weights_app
 from foundation.errors import ExitCode, UserError
 from trainer.cli import app as trainer_app
+from trainer.plan.cli import app as plan_app
+from trainer.report.cli import app as report_app
 from trainer.tokenizer_training.cli import app as tokenizer_app
 
 
 class InOrder(TyperGroup):
     """Lists the commands in the order of the work, from photos to pictures, not by the alphabet."""
 
-    order = ("data", "tokenizer", "train", "lineage", "generate", "compare", "import", "export", "quickstart")
+    order = (
+        *("data", "tokenizer", "plan", "train", "report", "lineage"),
+        *("generate", "compare", "import", "export", "quickstart"),
+    )
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         known = [name for name in self.order if name in self.commands]
@@ -47,7 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data", help="From metadata and image shards to binary latents.")
 app.add_typer(tokenizer_app, name="tokenizer", help="Train the binary tokenizer.")
-for room in (trainer_app, evaluation_app, weights_app):
+for room in (plan_app, trainer_app, report_app, evaluation_app, weights_app):
     app.add_typer(room)
 
 

@@ -101,7 +101,7 @@ def load_text_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         raise ValueError(f"{where}: no tokenizer.json in this folder; save a fast tokenizer there first")
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         fix = "mend or replace the files of this folder" if is_folder else "check the name and the connection"
         raise ValueError(f"{where}: the text tokenizer cannot be loaded ({reason}); {fix}") from error

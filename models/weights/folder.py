@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from models.layout import SequenceTokens
 from models.text_to_image import TextToImageConfig, TextToImageModel
 from models.weights import layout
 from models.weights.grow import grow_patch
+from models.weights.modules import build_filled
 from models.weights.safetensors_files import SafetensorsWriter
 from models.weights.source import ModelSource, open_folder, stored_specs
 from models.weights.strict import TensorSpec
@@ -67,14 +67,7 @@ def build_model(
     source: ModelSource, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> TextToImageModel:
     """The model of ``source`` in eval mode, its weights streamed in."""
-    # Parameters have no memory until their values arrive; buffers (RoPE frequencies) are computed, not
-    # stored.
-    with init_empty_weights(include_buffers=False):
-        model = TextToImageModel(source.config)
-    for name, tensor in source.tensors():
-        owner, _, leaf = name.rpartition(".")
-        value = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=device).copy_(tensor)
-        model.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
+    model = build_filled(lambda: TextToImageModel(source.config), source.tensors(), dtype, device)
     model.llm.tie_weights()
     return model.to(device).eval()
 
@@ -131,7 +124,6 @@ class FolderWriter:
         shard_bytes: int = layout.SHARD_BYTES,
     ) -> None:
         self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._config = config
         self._dtype = specs[layout.EMBEDDING].dtype
         places, self._index = layout.plan_files(specs, shard_bytes)

@@ -102,10 +102,11 @@ class SafetensorsWriter:
     """Writes tensors, as they come, into planned files; a file is written when its last tensor is in.
 
     Memory: the tensors of the files that have begun, so one file's worth where they come in the plan's order.
-    The folder is written to directly; making it appear whole or not at all is the caller's business.
+    The folder is made where it is missing and written to directly; making it appear whole or not at all is the caller's business.
     """
 
     def __init__(self, folder: Path, specs: Mapping[str, TensorSpec], places: Mapping[str, Place]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._specs, self._places = folder, specs, places
         self._waiting: dict[str, set[str]] = {}
         self._held: dict[str, dict[str, Tensor]] = {}
@@ -113,7 +114,12 @@ class SafetensorsWriter:
             self._waiting.setdefault(place.file, set()).add(name)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a copy of ``tensor``, in the planned dtype. Raises ValueError where it is not in the plan."""
+        """Take a copy of ``tensor``, in the planned dtype.
+
+        Raises:
+            ValueError: it is not in the plan, misshapen, or has been taken before.
+            OSError: its file cannot be written.
+        """
         spec, place = self._specs.get(name), self._places.get(name)
         if spec is None or place is None or name not in self._waiting.get(place.file, ()):
             raise ValueError(f"{name}: not among the tensors to be written, or written already")
@@ -125,7 +131,11 @@ class SafetensorsWriter:
         self._waiting[place.file].discard(name)
         if not self._waiting[place.file]:
             # transformers reads a file only where its metadata names the framework.
-            save_file(self._held.pop(place.file), self._folder / place.file, metadata={"format": "pt"})
+            path = self._folder / place.file
+            try:
+                save_file(self._held.pop(place.file), path, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise OSError(f"{path}: cannot be written ({error})") from error
 
     def finish(self) -> None:
         """Raise ValueError unless every planned tensor has been written."""

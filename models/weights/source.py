@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from models.head import HeadConfig
 from models.layout import SequenceTokens, sequence_tokens
 from models.text_to_image import TextToImageConfig, TextToImageModel
 from models.text_tokens import load_text_tokenizer
-from models.tokenizer import BinaryTokenizer, TokenizerConfig, read_tokenizer_config
+from models.tokenizer import read_tokenizer_config
 from models.weights import layout
+from models.weights.modules import module_specs
 from models.weights.safetensors_files import Place, read_index, read_specs, read_tensors
 from models.weights.strict import TensorSpec, check_tensors, explain_by
+from models.weights.tokenizer_weights import check_tokenizer_specs
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ def read_folder_config(folder: str | Path) -> TextToImageConfig:
             f"{folder / layout.LLM_CONFIG}: model_type is {llm.get('model_type')!r}; expected 'qwen3', the "
             "language model that text-to-image models are built on"
         )
+    head_values = _read_json(folder / layout.HEAD_CONFIG)
     try:
-        head = HeadConfig.from_json(_read_json(folder / layout.HEAD_CONFIG))
+        head = HeadConfig.from_json(head_values)
         qwen = Qwen3Config.from_dict(llm)
         if not (folder / layout.TOKENIZER_CONFIG).is_file():
             return TextToImageConfig(qwen, head)
@@ -87,13 +91,15 @@ def open_folder(folder: str | Path) -> ModelSource:
         del places[layout.OUTPUT], specs[layout.OUTPUT]
     configs = {layout.LLM_CONFIG: config.llm.to_dict(), layout.HEAD_CONFIG: config.head.to_json()}
     check_tensors(specs, expected, str(folder), explain_by(layout.RULES, configs))
-    tokenizer_folder = _check_tokenizer_files(folder)
+    has_tokenizer = (folder / layout.TOKENIZER_WEIGHTS).is_file()
+    if has_tokenizer:
+        _check_tokenizer(folder, config.head.ch_target)
     text_tokenizer = load_text_tokenizer(folder)
     _check_vocabulary(folder, text_tokenizer, config)
     return ModelSource(
         config=config,
         text_tokenizer=text_tokenizer,
-        tokenizer_folder=tokenizer_folder,
+        tokenizer_folder=folder if has_tokenizer else None,
         specs={name: specs[name] for name in expected},
         tensors=lambda: read_tensors(folder, places),
     )
@@ -107,10 +113,10 @@ def expected_specs(config: TextToImageConfig) -> dict[str, TensorSpec]:
 
 def stored_specs(model: TextToImageModel) -> dict[str, TensorSpec]:
     """Name, shape and dtype of each tensor of ``model`` that a folder holds: tied embeddings count once."""
-    state = model.state_dict()
+    specs = module_specs(model)
     if model.config.llm.tie_word_embeddings:
-        del state[layout.OUTPUT]
-    return {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in state.items()}
+        del specs[layout.OUTPUT]
+    return specs
 
 
 def _find_tensors(folder: Path) -> tuple[dict[str, Place], dict[str, TensorSpec]]:
@@ -139,28 +145,34 @@ def _check_tied(folder: Path, places: Mapping[str, Place]) -> None:
         )
 
 
-def _check_tokenizer_files(folder: Path) -> Path | None:
-    """The folder, where it holds a whole binary tokenizer; None where it holds none."""
-    if not (folder / layout.TOKENIZER_WEIGHTS).is_file():
-        return None
-    check_tokenizer_specs(
-        read_specs(folder / layout.TOKENIZER_WEIGHTS), read_tokenizer_config(folder), str(folder)
-    )
-    return folder
+def with_tokenizer(source: ModelSource, folder: Path | None) -> ModelSource:
+    """``source`` with the binary tokenizer of ``folder``; with its own where that is None.
+
+    Raises:
+        ValueError: there is neither, or the tokenizer in ``folder`` is not whole, or is not the model's.
+    """
+    if folder is None:
+        if source.tokenizer_folder is None:
+            raise ValueError(
+                f"the model came without its binary tokenizer ({layout.TOKENIZER_WEIGHTS}), which a "
+                "published folder holds; name the tokenizer's folder"
+            )
+        return source
+    downsample = _check_tokenizer(folder, source.config.head.ch_target)
+    config = dataclasses.replace(source.config, tokenizer_downsample=downsample)
+    return dataclasses.replace(source, config=config, tokenizer_folder=folder)
 
 
-def check_tokenizer_specs(found: Mapping[str, TensorSpec], config: TokenizerConfig, where: str) -> None:
-    """Raise ValueError unless ``found`` are exactly the tensors of the binary tokenizer of ``config``."""
-    with torch.device("meta"):
-        expected = module_specs(BinaryTokenizer(config))
-    data = config.to_json()
-    values = {layout.TOKENIZER_CONFIG: {**data["ddconfig"], "gan_decoder": data["gan_decoder"]}}
-    check_tensors(found, expected, where, explain_by(layout.TOKENIZER_RULES, values))
-
-
-def module_specs(module: nn.Module) -> dict[str, TensorSpec]:
-    """Name, shape and dtype of each entry of a module's state dict."""
-    return {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in module.state_dict().items()}
+def _check_tokenizer(folder: Path, bits: int) -> int:
+    """The downsampling of the tokenizer in ``folder``; ValueError unless it is whole, and of so many bits."""
+    config = read_tokenizer_config(folder)
+    if config.z_channels != bits:
+        raise ValueError(
+            f"{folder}: {layout.TOKENIZER_CONFIG} has z_channels = {config.z_channels}, but the model's "
+            f"{layout.HEAD_CONFIG} has ch_target = {bits}: it was trained with another tokenizer"
+        )
+    check_tokenizer_specs(read_specs(folder / layout.TOKENIZER_WEIGHTS), config, str(folder))
+    return config.downsample
 
 
 def _check_vocabulary(

@@ -1,0 +1,203 @@
+"""Class-conditional models: the published ImageNet ``.pt`` in and out, and our own folder of safetensors.
+
+class_conditional_config.json   the fields of `ClassConditionalConfig`
+class_conditional.safetensors   the weights, under their published names
+ae_config.json, ae.safetensors  the binary tokenizer, where the `.pt` holds one
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalConfig, ClassConditionalModel
+from models.weights import layout
+from models.weights.modules import build_filled, specs_of
+from models.weights.safetensors_files import Place, SafetensorsWriter, read_specs, read_tensors
+from models.weights.strict import Rule, TensorSpec, check_tensors, explain_by
+from models.weights.tokenizer_weights import (
+    TokenizerWeights,
+    count_numbered,
+    require_telling,
+    tokenizer_from_folder,
+    tokenizer_from_state,
+    write_tokenizer_folder,
+)
+from models.weights.torch_files import tensors_of
+
+CONFIG, WEIGHTS = "class_conditional_config.json", "class_conditional.safetensors"
+TOKENIZER = "vae."
+STATES = ("ema", "model")  # the published files hold either or both; the average gives the published numbers
+
+RULES = (
+    Rule(r"cls_embedding\..*", CONFIG, ("num_classes", "cls_token_num", "dim")),
+    Rule(r"query_token", CONFIG, ("parallel_num", "dim")),
+    Rule(r"proj_in\..*", CONFIG, ("latent_dim", "dim")),
+    Rule(r"pos_for_diff\..*", CONFIG, ("resolution", "down_size", "dim")),
+    Rule(r"head\.net\.ada_ln_blocks\..*", CONFIG, ("diff_adanln_layers", "parallel_num", "diff_dim")),
+    Rule(r"head\.net\.res_blocks\..*", CONFIG, ("diff_layers", "parallel_num", "diff_dim")),
+    Rule(r"head\..*", CONFIG, ("diff_dim", "dim", "latent_dim")),
+    Rule(r".*", CONFIG, ("n_layer", "dim")),
+)
+
+
+@dataclass(frozen=True)
+class ClassConditionalWeights:
+    """A class-conditional model, checked; its tensors stay on disk (mapped) until they are read."""
+
+    config: ClassConditionalConfig
+    tensors: Mapping[str, Tensor]
+    tokenizer: TokenizerWeights | None
+
+
+def class_conditional_from_file(content: Mapping[str, Any], where: str) -> ClassConditionalWeights:
+    """The model in the dictionary of a published ImageNet ``.pt``: its `ema`, or else its `model`.
+
+    Entries under `vae.` are the frozen tokenizer, of which the encoder and the decoder are kept.
+
+    Raises:
+        ValueError: neither entry is there, or its tensors are not exactly one model.
+    """
+    entry = next((name for name in STATES if name in content), None)
+    if entry is None:
+        raise ValueError(f"{where}: neither `ema` nor `model` in it; found {sorted(map(str, content))}")
+    state, where = content[entry], f"{where}, {entry}"
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{where}: a {type(state).__name__}; expected a dictionary of tensors by name")
+    tensors = tensors_of({k: v for k, v in state.items() if not str(k).startswith(TOKENIZER)}, where)
+    frozen = {k.removeprefix(TOKENIZER): v for k, v in state.items() if str(k).startswith(TOKENIZER)}
+    tokenizer = tokenizer_from_state(frozen, f"{where}, {TOKENIZER}*") if frozen else None
+    specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in tensors.items()}
+    down_size = tokenizer.config.downsample if tokenizer else ClassConditionalConfig.down_size
+    config = infer_class_conditional_config(specs, down_size, where)
+    check_class_conditional_specs(specs, config, where)
+    return ClassConditionalWeights(config, tensors, tokenizer)
+
+
+def class_conditional_from_folder(folder: Path) -> ClassConditionalWeights:
+    """The model in a folder that `write_class_conditional_folder` made.
+
+    Raises:
+        ValueError: a file is absent or broken, or the tensors are not exactly those of the configuration.
+    """
+    path = folder / CONFIG
+    try:
+        config = ClassConditionalConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a configuration of a class-conditional model ({error})") from error
+    specs = read_specs(folder / WEIGHTS)
+    check_class_conditional_specs(specs, config, str(folder))
+    tensors = dict(read_tensors(folder, {name: Place(WEIGHTS, name) for name in specs}))
+    has_tokenizer = (folder / layout.TOKENIZER_WEIGHTS).is_file()
+    return ClassConditionalWeights(config, tensors, tokenizer_from_folder(folder) if has_tokenizer else None)
+
+
+def write_class_conditional_folder(weights: ClassConditionalWeights, folder: Path) -> None:
+    """Write configuration and weights, in the dtypes that the tensors have. Memory: the model once."""
+    specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in weights.tensors.items()}
+    writer = SafetensorsWriter(folder, specs, {name: Place(WEIGHTS, name) for name in specs})
+    for name, tensor in weights.tensors.items():
+        writer.add(name, tensor)
+    writer.finish()
+    text = json.dumps(weights.config.to_json(), indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    if weights.tokenizer is not None:
+        write_tokenizer_folder(weights.tokenizer, folder)
+
+
+def write_class_conditional_file(weights: ClassConditionalWeights, file: IO[bytes]) -> None:
+    """Write the published form: a ``.pt`` with the weights, and the tokenizer under `vae.`, as `ema`."""
+    state = dict(weights.tensors)
+    if weights.tokenizer is not None:
+        state |= {TOKENIZER + name: tensor for name, tensor in weights.tokenizer.tensors.items()}
+    torch.save({STATES[0]: state}, file)
+
+
+def load_class_conditional(
+    folder: str | Path, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu"
+) -> ClassConditionalModel:
+    """The model in ``folder``, in eval mode. ``dtype`` None keeps each tensor as it is stored.
+
+    Raises:
+        ValueError: as `class_conditional_from_folder`.
+    """
+    weights = class_conditional_from_folder(Path(folder))
+    tensors = weights.tensors.items()
+    model = build_filled(lambda: ClassConditionalModel(weights.config), tensors, dtype, device)
+    return model.to(device).eval()
+
+
+def save_class_conditional(
+    model: ClassConditionalModel, folder: str | Path, tokenizer_folder: str | Path | None = None
+) -> None:
+    """Write ``model``, and the binary tokenizer of ``tokenizer_folder``, in the dtypes that they have."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizer_from_folder(Path(tokenizer_folder)) if tokenizer_folder is not None else None
+    write_class_conditional_folder(
+        ClassConditionalWeights(model.config, model.state_dict(), tokenizer), folder
+    )
+
+
+def check_class_conditional_specs(
+    found: Mapping[str, TensorSpec], config: ClassConditionalConfig, where: str
+) -> None:
+    """Raise ValueError unless ``found`` are exactly the tensors of the model of ``config``."""
+    expected = specs_of(lambda: ClassConditionalModel(config))
+    check_tensors(found, expected, where, explain_by(RULES, {CONFIG: config.to_json()}))
+
+
+def infer_class_conditional_config(
+    specs: Mapping[str, TensorSpec], down_size: int, where: str
+) -> ClassConditionalConfig:
+    """The sizes of the model whose tensors these are.
+
+    What no tensor tells is taken as published: heads 64 wide, patch raster, block-causal mask, the noise of
+    the preset of the same width (0.1 where there is none). For a model trained otherwise, change the written
+    `class_conditional_config.json`.
+
+    Args:
+        specs: the model's tensors, without the tokenizer's.
+        down_size: pixels along the side of a token.
+        where: for messages.
+
+    Raises:
+        ValueError: a tensor that tells a size is absent, or the sizes make no model.
+    """
+    telling = {
+        "norm.weight": 1,
+        "cls_embedding.weight": 2,
+        "pos_for_diff.weight": 2,
+        "proj_in.w1.weight": 2,
+        "head.net.input_proj.weight": 2,
+    }
+    require_telling(specs, telling, where, "a class-conditional model")
+    width = specs["norm.weight"].shape[0]
+    classes, class_tokens = specs["cls_embedding.weight"].shape
+    queries = specs.get("query_token", TensorSpec((1, 0, width), torch.float32))
+    like = next((c for c in CLASS_CONDITIONAL_PRESETS.values() if c.dim == width), ClassConditionalConfig())
+    try:
+        return ClassConditionalConfig(
+            dim=width,
+            n_layer=count_numbered(specs, r"layers\.(\d+)\..*"),
+            n_head=width // 64,
+            diff_layers=count_numbered(specs, r"head\.net\.res_blocks\.(\d+)\..*"),
+            diff_dim=specs["head.net.input_proj.weight"].shape[0],
+            diff_adanln_layers=count_numbered(specs, r"head\.net\.ada_ln_blocks\.(\d+)\..*"),
+            latent_dim=specs["proj_in.w1.weight"].shape[1],
+            down_size=down_size,
+            resolution=math.isqrt(specs["pos_for_diff.weight"].shape[0]) * down_size,
+            cls_token_num=class_tokens // width,
+            num_classes=classes - 1,
+            perturb_rate=like.perturb_rate,
+            parallel_num=queries.shape[1] + 1,
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

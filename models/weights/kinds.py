@@ -1,0 +1,111 @@
+"""Weights of any kind that this package knows: which kind, read from anywhere, written in either form.
+
+Ours is always a folder of safetensors and JSON. The published form of a text-to-image model is the same
+folder; that of a class-conditional model or of a binary tokenizer alone is a ``.pt``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, TypeAlias
+
+from models.weights import layout
+from models.weights.class_conditional import (
+    CONFIG as CLASS_CONDITIONAL_CONFIG,
+)
+from models.weights.class_conditional import (
+    STATES,
+    ClassConditionalWeights,
+    class_conditional_from_file,
+    class_conditional_from_folder,
+    write_class_conditional_file,
+    write_class_conditional_folder,
+)
+from models.weights.folder import write_source
+from models.weights.source import ModelSource, open_folder
+from models.weights.tokenizer_weights import (
+    STATE_DICT,
+    TokenizerWeights,
+    tokenizer_from_file,
+    tokenizer_from_folder,
+    write_tokenizer_file,
+    write_tokenizer_folder,
+)
+from models.weights.torch_files import read_torch_file
+
+Weights: TypeAlias = ModelSource | ClassConditionalWeights | TokenizerWeights
+
+
+def open_weights(path: Path) -> Weights:
+    """Open a folder of safetensors, ours or published, or a published ``.pt``; check it, read no weights yet.
+
+    Raises:
+        ValueError: not weights of a known kind, or not whole, or not fitting their configuration.
+    """
+    if path.is_file():
+        return _open_file(path)
+    if (path / layout.LLM_CONFIG).is_file():
+        return open_folder(path)
+    if (path / CLASS_CONDITIONAL_CONFIG).is_file():
+        return class_conditional_from_folder(path)
+    if (path / layout.TOKENIZER_CONFIG).is_file():
+        return tokenizer_from_folder(path)
+    hint = f"; there is an export inside: name {path / 'export'}" if (path / "export").is_dir() else ""
+    raise ValueError(
+        f"{path}: no weights here; expected {layout.LLM_CONFIG} (text-to-image), {CLASS_CONDITIONAL_CONFIG} "
+        f"(class-conditional) or {layout.TOKENIZER_CONFIG} (tokenizer) in the folder, or a .pt file{hint}"
+    )
+
+
+def _open_file(path: Path) -> Weights:
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path}: one file of a model; expected its folder, with the configuration")
+    content = read_torch_file(path)
+    if any(name in content for name in STATES):
+        return class_conditional_from_file(content, str(path))
+    if STATE_DICT in content:
+        return tokenizer_from_file(content, str(path))
+    raise ValueError(
+        f"{path}: holds {sorted(map(str, content))[:10]}; expected `ema` or `model` (a class-conditional "
+        f"model), or `{STATE_DICT}` (a binary tokenizer)"
+    )
+
+
+def write_folder(weights: Weights, folder: Path) -> None:
+    """Write ``weights`` in our form into ``folder``, which is made where it is missing."""
+    if isinstance(weights, ModelSource):
+        write_source(weights, folder)
+    elif isinstance(weights, ClassConditionalWeights):
+        write_class_conditional_folder(weights, folder)
+    else:
+        write_tokenizer_folder(weights, folder)
+
+
+def write_file(weights: ClassConditionalWeights | TokenizerWeights, file: IO[bytes]) -> None:
+    """Write ``weights`` in their published form, a ``.pt``."""
+    if isinstance(weights, ClassConditionalWeights):
+        write_class_conditional_file(weights, file)
+    else:
+        write_tokenizer_file(weights, file)
+
+
+def describe(weights: Weights) -> str:
+    """One line about what they are, for a person."""
+    if isinstance(weights, ModelSource):
+        config = weights.config
+        count = sum(spec.numel for spec in weights.specs.values())
+        return (
+            f"text-to-image model: {count / 1e6:,.1f}M parameters, p = {config.p}, {config.head.ch_target} "
+            f"bits per token, {'with' if weights.tokenizer_folder else 'without'} its tokenizer"
+        )
+    count = sum(tensor.numel() for tensor in weights.tensors.values())
+    if isinstance(weights, ClassConditionalWeights):
+        sizes = weights.config
+        return (
+            f"class-conditional model: {count / 1e6:,.1f}M parameters, {sizes.resolution} px, "
+            f"{sizes.parallel_num} tokens a step, {'with' if weights.tokenizer else 'without'} its tokenizer"
+        )
+    return (
+        f"binary tokenizer: {count / 1e6:,.1f}M parameters, {weights.config.downsample} px and "
+        f"{weights.config.z_channels} bits per token"
+    )

@@ -1,0 +1,162 @@
+"""Published `.pt` files: class-conditional models and tokenizers, whose sizes are read off their tensors."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import weights_cases as cases
+
+from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalModel
+from models.tokenizer import BinaryTokenizer, TokenizerConfig, load_tokenizer
+from models.weights.class_conditional import (
+    infer_class_conditional_config,
+    load_class_conditional,
+    save_class_conditional,
+)
+from models.weights.kinds import open_weights, write_file, write_folder
+from models.weights.modules import specs_of
+from models.weights.tokenizer_weights import infer_tokenizer_config
+
+
+def published(model: torch.nn.Module, tokenizer: BinaryTokenizer | None) -> dict[str, torch.Tensor]:
+    state = dict(model.state_dict())
+    if tokenizer is not None:
+        state |= {f"vae.{name}": value for name, value in tokenizer.state_dict().items()}
+    return state
+
+
+@pytest.mark.parametrize("parallel_num", [1, 4, 16])
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_class_conditional_file_and_back(tmp_path: Path, parallel_num: int, with_tokenizer: bool) -> None:
+    model = cases.class_conditional(parallel_num)
+    tokenizer = cases.binary_tokenizer() if with_tokenizer else None
+    other = {name: value + 1 for name, value in model.state_dict().items()}
+    ema = published(model, tokenizer)
+    torch.save({"model": other, "ema": ema, "epoch": 800, "args": {"lr": 6e-4}}, tmp_path / "b.pt")
+    weights = open_weights(tmp_path / "b.pt")
+    assert weights.config.to_json() == {**model.config.to_json(), "perturb_rate": 0.1}
+
+    write_folder(weights, (tmp_path / "ours"))
+    cases.assert_same(load_class_conditional(tmp_path / "ours"), model)
+    assert (tmp_path / "ours" / "ae.safetensors").exists() == with_tokenizer
+    if tokenizer is not None:
+        cases.assert_same(load_tokenizer(tmp_path / "ours"), tokenizer)
+
+    out = io.BytesIO()
+    write_file(open_weights(tmp_path / "ours"), out)
+    out.seek(0)
+    again = torch.load(out, weights_only=True)
+    assert list(again) == ["ema"]
+    assert again["ema"].keys() == ema.keys()
+    assert all(torch.equal(again["ema"][name], ema[name]) for name in ema)
+
+
+def test_without_an_average_the_model_is_taken(tmp_path: Path) -> None:
+    model = cases.class_conditional()
+    torch.save({"model": model.state_dict()}, tmp_path / "b.pt")
+    write_folder(open_weights(tmp_path / "b.pt"), tmp_path / "ours")
+    cases.assert_same(load_class_conditional(tmp_path / "ours"), model)
+
+
+def test_faults_of_a_class_conditional_file_are_listed(tmp_path: Path) -> None:
+    state = published(cases.class_conditional(), None)
+    del state["layers.1.attention.wo.weight"]
+    state["query_token"] = torch.zeros(1, 15, 128)
+    state["surprise"] = torch.zeros(1)
+    state["head.net.res_blocks.1.w2.weight"] = torch.zeros(128, 7)
+    torch.save({"model": state}, tmp_path / "b.pt")
+    with pytest.raises(ValueError) as caught:
+        open_weights(tmp_path / "b.pt")
+    message = str(caught.value)
+    assert "b.pt, model" in message
+    assert "layers.1.attention.wo.weight [128, 128] (class_conditional_config.json: n_layer = 2" in message
+    assert "1 unexpected:\n  surprise [1]" in message
+    assert "head.net.res_blocks.1.w2.weight is [128, 7], expected [128, 192]" in message
+    for wanted in ("norm.weight", "pos_for_diff.weight"):
+        torch.save({"model": {k: v for k, v in state.items() if k != wanted}}, tmp_path / "b.pt")
+        with pytest.raises(
+            ValueError, match=f"not the weights of a class-conditional model; {wanted} missing"
+        ):
+            open_weights(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("name", list(CLASS_CONDITIONAL_PRESETS))
+def test_every_published_size_is_recognized(name: str) -> None:
+    config = CLASS_CONDITIONAL_PRESETS[name]
+    specs = specs_of(lambda: ClassConditionalModel(config))
+    inferred = infer_class_conditional_config(specs, config.down_size, name)
+    assert inferred.to_json() == config.to_json()
+
+
+def test_our_own_class_conditional_folder(tmp_path: Path) -> None:
+    model = cases.class_conditional().to(torch.bfloat16)
+    save_class_conditional(model, tmp_path / "a", cases.tokenizer_folder(tmp_path / "ae"))
+    cases.assert_same(load_class_conditional(tmp_path / "a", dtype=None), model)
+    path = tmp_path / "a" / "class_conditional_config.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "n_layer": 3}))
+    with pytest.raises(ValueError, match="n_layer = 3"):
+        load_class_conditional(tmp_path / "a")
+    path.write_text(json.dumps({**data, "layers": 3}))
+    with pytest.raises(ValueError, match="unknown keys"):
+        load_class_conditional(tmp_path / "a")
+    path.unlink()
+    with pytest.raises(ValueError, match="not a configuration of a class-conditional model"):
+        load_class_conditional(tmp_path / "a")
+
+
+@pytest.mark.parametrize("gan", [False, True])
+def test_a_tokenizer_file_and_back(tmp_path: Path, gan: bool) -> None:
+    tokenizer = cases.binary_tokenizer(gan)
+    training_only = {
+        "discriminator.main.0.num_batches_tracked": torch.tensor(7),
+        "loss.lpips.weight": torch.zeros(3),
+        "quantize.codebook": torch.zeros(2, dtype=torch.int64),
+    }
+    content = {
+        "state_dict": {**training_only, **tokenizer.state_dict()},
+        "epoch": 3,
+        "optimizer_states": [{}],
+    }
+    torch.save(content, tmp_path / "ae_d16c32.pt")
+    weights = open_weights(tmp_path / "ae_d16c32.pt")
+    write_folder(weights, tmp_path / "ours")
+    loaded = load_tokenizer(tmp_path / "ours")
+    assert loaded.config == tokenizer.config
+    cases.assert_same(loaded, tokenizer)
+    out = io.BytesIO()
+    write_file(open_weights(tmp_path / "ours"), out)
+    out.seek(0)
+    again = torch.load(out, weights_only=True)["state_dict"]
+    assert again.keys() == tokenizer.state_dict().keys()
+    assert all(torch.equal(again[name], value) for name, value in tokenizer.state_dict().items())
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 2, 2, 4), (1, 1, 1, 2, 2, 4), (1,), (2, 4)])
+@pytest.mark.parametrize("gan", [False, True])
+def test_the_sizes_of_a_tokenizer_are_read_off_its_tensors(factors: tuple[int, ...], gan: bool) -> None:
+    config = TokenizerConfig(ch=64, ch_mult=factors, z_channels=48, num_res_blocks=3, gan_decoder=gan)
+    assert infer_tokenizer_config(specs_of(lambda: BinaryTokenizer(config)), "here") == config
+
+
+def test_faults_of_a_tokenizer_file_are_listed(tmp_path: Path) -> None:
+    state = dict(cases.binary_tokenizer().state_dict())
+    del state["decoder.mid_block.0.conv1.weight"]
+    state["decoder.adaptive.0.gamma.weight"] = torch.zeros(5, 5)
+    torch.save({"state_dict": state}, tmp_path / "ae.pt")
+    with pytest.raises(ValueError) as caught:
+        open_weights(tmp_path / "ae.pt")
+    message = str(caught.value)
+    assert "1 missing:\n  decoder.mid_block.0.conv1.weight [64, 64, 3, 3] (ae_config.json: ch = 32" in message
+    assert "decoder.adaptive.0.gamma.weight is [5, 5], expected [32, 32]" in message
+    torch.save({"state_dict": {"discriminator.w": torch.zeros(1)}}, tmp_path / "ae.pt")
+    with pytest.raises(ValueError, match=r"not the weights of a binary tokenizer; encoder\.conv_in\.weight"):
+        open_weights(tmp_path / "ae.pt")
+
+
+def test_a_file_of_another_kind_says_what_it_holds(tmp_path: Path) -> None:
+    torch.save({"generator": {}, "step": 3}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"holds \['generator', 'step'\]; expected `ema` or `model`"):
+        open_weights(tmp_path / "x.pt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.class_conditional.config import ClassConditionalConfig
@@ -13,7 +12,7 @@ from models.class_conditional.layers import Attend
 class KeyValueCache:
     """Per layer `[2, rows, H, positions, e]`, keys then values; `length` positions are filled.
 
-    A forward pass over T new positions calls every layer's `attend`, then `advance(T)`.
+    A forward pass over T new positions gives every layer its `remembering`, then calls `advance(T)`.
     """
 
     def __init__(
@@ -23,17 +22,17 @@ class KeyValueCache:
         self.layers = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
         self.length = 0
 
-    def attend(self, layer: int, mask: Tensor | None) -> Attend:
-        """Attention of new positions to the cache and themselves, under a mask `[new, length + new]` or None."""
+    def remembering(self, layer: int, attend: Attend) -> Attend:
+        """`attend` of new positions to those in the cache of `layer` and to themselves, which it stores."""
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend_and_store(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             end = self.length + q.shape[2]
             keys, values = self.layers[layer].unbind(0)
             keys[:, :, self.length : end] = k
             values[:, :, self.length : end] = v
-            return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+            return attend(q, keys[:, :, :end], values[:, :, :end])
 
-        return attend
+        return attend_and_store
 
     def advance(self, positions: int) -> None:
         self.length += positions

@@ -70,12 +70,12 @@ class ClassConditionalConfig:
             return problems
         if self.parallel_mode == "patch" and math.isqrt(self.parallel_num) ** 2 != self.parallel_num:
             problems.append(
-                f"parallel_num is {self.parallel_num}, which is no square, so no patch holds that many tokens; "
+                f"parallel_num is {self.parallel_num}, no square, so no patch holds that many tokens; "
                 "choose 1, 4, 16, ... or parallel_mode 'standard'"
             )
         elif self.parallel_mode == "patch" and self.grid % self.patch_side:
             problems.append(
-                f"the grid is {self.grid} x {self.grid} tokens ({self.resolution} px, {self.down_size} px each), "
+                f"the grid is {self.grid} x {self.grid} tokens (resolution / down_size), "
                 f"which patches of {self.patch_side} x {self.patch_side} do not tile"
             )
         elif self.tokens % self.parallel_num:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.class_conditional.config import ClassConditionalConfig
@@ -87,12 +86,3 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, rotations: Tensor, attend: Attend) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotations, attend)
         return x + self.feed_forward(self.ffn_norm(x))
-
-
-def masked_attention(mask: Tensor) -> Attend:
-    """Attention of whole sequences under a bool mask `[T, T]`, true = may attend."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-    return attend

@@ -18,9 +18,8 @@ from models.class_conditional.layers import (
     Layer,
     NormalEmbedding,
     SwiGLU,
-    masked_attention,
 )
-from models.class_conditional.order import rotations, sequence_mask, to_sequence_order
+from models.class_conditional.order import rotations, sequence_attention, to_sequence_order
 from models.head import DiffusionHead
 from models.layout import flip_bits
 
@@ -78,12 +77,8 @@ class ClassConditionalModel(nn.Module):
             fed = flip_bits(clean, self._draw_flips(clean, generator))
             labels = self._drop_labels(labels, generator)
         hidden = self.hidden_states(labels, fed)  # [B, h*w, D]
-        groups = (-1, self.config.parallel_num)
-        loss = self.head.loss(
-            clean.reshape(*groups, clean.shape[-1]),
-            hidden.reshape(*groups, hidden.shape[-1]),
-            generator=generator,
-        )
+        targets, conditions = (x.reshape(-1, self.config.parallel_num, x.shape[-1]) for x in (clean, hidden))
+        loss = self.head.loss(targets, conditions, generator=generator)  # [B*M, P]
         return loss.view(bits.shape[0], self.config.steps, self.config.parallel_num)
 
     def hidden_states(self, labels: Tensor, bits: Tensor) -> Tensor:
@@ -93,7 +88,7 @@ class ClassConditionalModel(nn.Module):
         """
         fed = bits[:, : self.config.tokens - self.config.parallel_num]  # the last patch predicts nothing
         x = torch.cat([self.embed_prefix(labels), self.embed_bits(fed)], dim=1)
-        attend = masked_attention(sequence_mask(self.config, x.device))
+        attend = sequence_attention(self.config, self.config.sequence, x.device)
         x = self.run_layers(x, rotations(self.config, x.device), [attend] * self.config.n_layer)
         return self.condition(x[:, -self.config.tokens :], 0)
 
@@ -120,7 +115,7 @@ class ClassConditionalModel(nn.Module):
         return self.norm(x) + self.pos_for_diff(places)
 
     def check_labels(self, labels: Tensor | Sequence[int]) -> Tensor:
-        """Labels as int64 `[B]` on the model's device. Raises ValueError on one that the model does not know."""
+        """Labels as int64 `[B]` on the model's device. Raises ValueError on one that it does not know."""
         labels = torch.as_tensor(labels)
         null = self.config.num_classes
         if labels.ndim != 1 or labels.numel() == 0 or labels.is_floating_point():
@@ -131,8 +126,8 @@ class ClassConditionalModel(nn.Module):
         wrong = sorted({int(label) for label in labels.tolist() if not 0 <= label <= null})
         if wrong:
             raise ValueError(
-                f"labels: found {wrong[:8]}, which this model does not know; expected 0 to {null - 1}, "
-                f"or {null} for no class"
+                f"labels: found {wrong[:8]}, which this model does not know; expected 0 to {null - 1}, or "
+                f"{null} for no class"
             )
         return labels.to(self.device, torch.int64)
 
@@ -145,7 +140,7 @@ class ClassConditionalModel(nn.Module):
             )
 
     def _draw_flips(self, bits: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Each bit flips with a probability of its own, perturb_rate * u, u ~ U(0, 1): bool, shape of bits."""
+        """Each bit flips with a probability of its own, perturb_rate * u, u ~ U(0, 1): bool like bits."""
         source = bits.device if generator is None else generator.device
         draw = torch.rand(bits.shape, generator=generator, device=source)
         limit = torch.rand(bits.shape, generator=generator, device=source)

@@ -12,8 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from models.backbone.attention import plan_packed
 from models.class_conditional.config import ClassConditionalConfig
-from models.layout import attention_mask, from_patch_raster, to_patch_raster
+from models.class_conditional.layers import Attend
+from models.layout import from_patch_raster, to_patch_raster
 
 ROPE_BASE = 10000.0
 
@@ -50,15 +52,19 @@ def rotations(config: ClassConditionalConfig, device: torch.device) -> Tensor:
         return torch.polar(torch.ones_like(angles), angles).to(device)
 
 
-@lru_cache(maxsize=16)
-def sequence_mask(config: ClassConditionalConfig, device: torch.device) -> Tensor:
-    """bool `[sequence, sequence]`, true = may attend, rows are queries.
+def block_ids(config: ClassConditionalConfig, device: torch.device) -> Tensor:
+    """int64 `[sequence]`: the number of each position's block, -1 where it is causal only.
 
-    Causal everywhere; with `mask: block_causal`, the tokens of a block also see the later ones of their block.
+    Tokens see all earlier ones, and with `mask: block_causal` also the later ones of their block.
     """
+    place = torch.arange(config.sequence, device=device) - (config.cls_token_num - 1)
+    blocks = place.div(config.parallel_num, rounding_mode="floor").clamp_min(-1)
+    return torch.full_like(blocks, -1) if config.mask == "causal" else blocks
+
+
+@lru_cache(maxsize=16)
+def sequence_attention(config: ClassConditionalConfig, positions: int, device: torch.device) -> Attend:
+    """Attention of the first `positions` of a sequence to one another, under the model's mask."""
     with torch.inference_mode(False):
-        place = torch.arange(config.sequence) - (config.cls_token_num - 1)
-        blocks = place.div(config.parallel_num, rounding_mode="floor").clamp_min(-1)
-        if config.mask == "causal":
-            blocks = torch.full_like(blocks, -1)
-        return attention_mask(torch.zeros_like(blocks), blocks).to(device)
+        blocks = block_ids(config, device)[:positions]
+        return plan_packed(torch.zeros_like(blocks), blocks)

@@ -2,7 +2,7 @@
 
 Rows of the batch: B conditional ones first; with guidance B unconditional ones (null class) after them. Under
 the linear schedule the scale of step 0 is 1: there each half draws its own first patch from its own noise, and
-goes on with it; from step 1 on both halves share the bits. Seeds give the published images only with this order.
+goes on with it; from step 1 on both halves share the bits. A seed gives the published images only in this order.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from models.backbone.attention import attend_all
 from models.class_conditional.cache import KeyValueCache
 from models.class_conditional.guidance import GuidanceSchedule, check_guidance, guidance_at
 from models.class_conditional.model import ClassConditionalModel
-from models.class_conditional.order import from_sequence_order, rotations, sequence_mask
+from models.class_conditional.order import from_sequence_order, rotations, sequence_attention
 from models.head import SamplerName
+from models.packed_linear import packed_linears
 from models.tokenizer import binarize
 
 
@@ -50,15 +53,16 @@ def sample(
     if guidance > 1.0:
         labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
 
-    cache, condition = prefill(model, labels)
     patches: list[Tensor] = []
-    for step in range(config.steps):
-        scale = guidance_at(step, config.steps, guidance, schedule) if guidance > 1.0 else 1.0
-        drawn = model.head.sample(condition, scale, steps=steps, sampler=sampler, generator=generator)
-        bits = binarize(drawn)  # [rows, P, C]
-        patches.append(bits[:images])
-        if step + 1 < config.steps:  # nothing needs the last patch
-            condition = feed_patch(model, cache, bits, step)
+    with packed_linears([model.layers, model.head.net], rows=labels.shape[0] * config.parallel_num):
+        cache, condition = prefill(model, labels)
+        for step in range(config.steps):
+            scale = guidance_at(step, config.steps, guidance, schedule) if guidance > 1.0 else 1.0
+            drawn = model.head.sample(condition, scale, steps=steps, sampler=sampler, generator=generator)
+            bits = binarize(drawn)  # [rows, P, C]
+            patches.append(bits[:images])
+            if step + 1 < config.steps:  # nothing needs the last patch
+                condition = feed_patch(model, cache, bits, step)
     return from_sequence_order(torch.cat(patches, dim=1), config)
 
 
@@ -85,10 +89,20 @@ def feed_patch(model: ClassConditionalModel, cache: KeyValueCache, bits: Tensor,
 def _run(model: ClassConditionalModel, cache: KeyValueCache, x: Tensor) -> Tensor:
     """The layers on new positions `[rows, T, D]`, which see the cache and, by the mask, one another."""
     start, end = cache.length, cache.length + x.shape[1]
-    mask: Tensor | None = sequence_mask(model.config, x.device)[start:end, :end]
-    if start > 0 and model.config.mask == "block_causal":
-        mask = None  # one block: it sees everything before it and all of itself
-    attends = [cache.attend(layer, mask) for layer in range(model.config.n_layer)]
+    if start == 0:
+        attend = sequence_attention(model.config, end, x.device)
+    elif model.config.mask == "causal":
+        attend = _causal_attention
+    else:
+        attend = attend_all  # one block: it sees everything before it and all of itself
+    attends = [cache.remembering(layer, attend) for layer in range(model.config.n_layer)]
     x = model.run_layers(x, rotations(model.config, x.device)[start:end], attends)
     cache.advance(end - start)
     return x
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The last queries of a sequence, each to the keys up to its own."""
+    new, seen = q.shape[2], k.shape[2]
+    mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -1,8 +1,9 @@
 """Heads that turn hidden states into bits: the diffusion head, and the ablations of the paper's table 13."""
 
+from models.head.ablations import BitwiseHead, TokenHead
 from models.head.config import HeadConfig
 from models.head.diffusion import DiffusionHead
 from models.head.sampler import SamplerName
 from models.head.schedule import draw_times
 
-__all__ = ["DiffusionHead", "HeadConfig", "SamplerName", "draw_times"]
+__all__ = ["BitwiseHead", "DiffusionHead", "HeadConfig", "SamplerName", "TokenHead", "draw_times"]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.backbone.attention import attend_all
 from models.head.config import HeadConfig
 
 
@@ -67,7 +68,7 @@ class HeadAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, self.heads, self.head_width))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, P, head_width] each
-        return self.wo(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        return self.wo(attend_all(q, k, v).transpose(1, 2).flatten(-2))
 
 
 class TransformerBlock(nn.Module):

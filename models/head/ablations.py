@@ -1,0 +1,81 @@
+"""The heads that the paper compares the diffusion head with (table 13): independent bits, and one class per token.
+
+Both are one linear layer on the hidden state of each token, trained with cross-entropy. Same interface as
+`DiffusionHead`: `loss(target, cond)` and `sample(cond)`.
+Shapes: N groups of tokens, P tokens per group, C bits per token, D width of the condition.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.head.layers import XavierLinear
+
+# 2^31 parameters are 8.6 GB in float32, and four times that with gradients and Adam's moments.
+MAX_TOKEN_CLASSES_PARAMETERS = 2**31
+
+
+def draw_class(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One class per row of logits `[.., K]` -> int64 `[..]`."""
+    probabilities = logits.float().softmax(dim=-1).flatten(0, -2)
+    return torch.multinomial(probabilities, 1, generator=generator).view(logits.shape[:-1])
+
+
+class BitwiseHead(nn.Module):
+    """Every bit is its own two-class problem, `Linear(D -> 2C)`: it cannot know how bits depend on one another."""
+
+    def __init__(self, bits: int, width: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.linear = XavierLinear(width, 2 * bits)
+
+    def logits(self, cond: Tensor) -> Tensor:
+        """`[N, P, D]` -> `[N, P, C, 2]`: of -1, then of +1."""
+        return self.linear(cond).unflatten(-1, (self.bits, 2))
+
+    def loss(self, target: Tensor, cond: Tensor) -> Tensor:
+        """Cross-entropy in nats, mean over bits: target -1/+1 `[N, P, C]`, cond `[N, P, D]` -> float32 `[N, P]`."""
+        logits = self.logits(cond).float()
+        per_bit = F.cross_entropy(logits.flatten(0, -2), (target > 0).long().flatten(), reduction="none")
+        return per_bit.view(target.shape).mean(dim=-1)
+
+    @torch.inference_mode()
+    def sample(self, cond: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Independent draws of all bits: `[N, P, D]` -> -1/+1 float32 `[N, P, C]`."""
+        return 2.0 * draw_class(self.logits(cond), generator).float() - 1.0
+
+
+class TokenHead(nn.Module):
+    """One class per token, `Linear(D -> 2^C)`: exact within a token, but its size doubles with every bit."""
+
+    def __init__(self, bits: int, width: int) -> None:
+        """Raises ValueError where the layer has more than 2^31 parameters (C = 32, D = 1024: 4.4e12)."""
+        super().__init__()
+        parameters = (width + 1) * 2**bits
+        if parameters > MAX_TOKEN_CLASSES_PARAMETERS:
+            raise ValueError(
+                f"a token-classification head of {bits} bits at width {width} needs {parameters:.2g} parameters "
+                f"({width + 1} x 2^{bits}); expected at most {MAX_TOKEN_CLASSES_PARAMETERS:.2g}: "
+                "use the diffusion head, or a tokenizer of fewer bits"
+            )
+        self.bits = bits
+        self.linear = XavierLinear(width, 2**bits)
+
+    def loss(self, target: Tensor, cond: Tensor) -> Tensor:
+        """Cross-entropy in nats: target -1/+1 `[N, P, C]`, cond `[N, P, D]` -> float32 `[N, P]`.
+
+        The class of a token is sum_j bit_j 2^j over its bits as 0/1.
+        """
+        places = 2 ** torch.arange(self.bits, device=target.device)
+        classes = ((target > 0).long() * places).sum(dim=-1)
+        logits = self.linear(cond).float()
+        return F.cross_entropy(logits.flatten(0, -2), classes.flatten(), reduction="none").view(classes.shape)
+
+    @torch.inference_mode()
+    def sample(self, cond: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One draw per token: `[N, P, D]` -> -1/+1 float32 `[N, P, C]`."""
+        classes = draw_class(self.linear(cond), generator)
+        bits = (classes[..., None] >> torch.arange(self.bits, device=cond.device)) & 1
+        return 2.0 * bits.float() - 1.0

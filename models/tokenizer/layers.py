@@ -84,12 +84,18 @@ class LatentStatistics:
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """GroupNorm of x [B, W, H, V] whose scale and shift are linear in the statistics of the latent bits."""
+    """GroupNorm of x [B, W, H, V] whose scale and shift are linear in the statistics of the latent bits.
+
+    It starts as a plain group norm: scale 1 and shift 0, whatever the bits.
+    """
 
     def __init__(self, bits: int, width: int) -> None:
         super().__init__()
         self.gamma = nn.Linear(bits, width)
         self.beta = nn.Linear(bits, width)
+        for parameter in (self.gamma.weight, self.beta.weight, self.beta.bias):
+            nn.init.zeros_(parameter)
+        nn.init.ones_(self.gamma.bias)
 
     def forward(self, x: Tensor, latent: LatentStatistics) -> Tensor:
         scale = self.gamma(latent.deviation)[:, :, None, None]

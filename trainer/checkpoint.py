@@ -48,11 +48,11 @@ from trainer.checkpoint_files import (
     remove_partials,
     retain,
 )
-from trainer.engine import Fragment
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.remote_copy import upload
 from trainer.run_folder import RunFolder
+from trainer.zero_state import Fragment
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Checkpoints:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong in a save, in one line; torch.distributed.checkpoint wraps it in all ranks' tracebacks."""
+    """What went wrong in a save; torch.distributed.checkpoint wraps it in the tracebacks of all ranks."""
     if isinstance(error, dcp.CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {error}"

@@ -35,7 +35,7 @@ def write_export(
     What is exported is the average of the weights where the recipe keeps one, in the precision trained in.
     """
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-    specs = {name: TensorSpec(engine.shape(name), dtype) for name in source.specs}
+    specs = {name: TensorSpec(engine.state.shape(name), dtype) for name in source.specs}
     partial = run.path / "export.partial"
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -45,7 +45,7 @@ def write_export(
     orders: list[Any] = [order]
     dist.broadcast_object_list(orders, src=0)
     for name in orders[0]:
-        whole = engine.whole(name, ema)
+        whole = engine.state.whole(name, ema)
         if dist.get_rank() == 0:
             writer.add(name, whole.to(dtype))
     if dist.get_rank() == 0:

@@ -88,7 +88,7 @@ class Stage:
         self.lineage = self._write_lineage(dataset)
         self.engine = self._build_engine()
         decay = recipe.optimizer.ema
-        self.average = WeightAverage(self.engine, decay) if decay else None
+        self.average = WeightAverage(self.engine.state, decay) if decay else None
         self.guard, self.progress = Guard(recipe.guard), Progress()
         self.rewinds, self.saved_step, self._saved_at = 0, -1, time.monotonic()
         identity = recipe_hash(recipe, exclude=CHANGEABLE)
@@ -110,14 +110,14 @@ class Stage:
         """The newest whole checkpoint; where there is none, the weights that the stage starts from."""
         manifest = self.checkpoints.load_newest(self._shards())
         if manifest is None:
-            self.engine.load_weights(self.source.tensors())
-            self.engine.reset_optimizer()
+            self.engine.state.load_weights(self.source.tensors())
+            self.engine.state.reset_optimizer()
             if self.average:
                 self.average.restart()
             self.progress, self.guard = Progress(), Guard(self.recipe.guard)
             return
-        self.engine.publish()
-        self.engine.optimizer_steps = manifest.state["optimizer_steps"]
+        self.engine.state.publish()
+        self.engine.state.optimizer_steps = manifest.state["optimizer_steps"]
         self.progress = Progress.from_json(manifest.state["progress"])
         self.guard.load(manifest.state["guard"])
         self.saved_step = self.progress.step
@@ -125,7 +125,7 @@ class Stage:
     def save(self) -> None:
         """Begin to save the state after `progress.step` steps."""
         state = {
-            "optimizer_steps": self.engine.optimizer_steps,
+            "optimizer_steps": self.engine.state.optimizer_steps,
             "progress": self.progress.to_json(),
             "guard": self.guard.state(),
         }
@@ -198,7 +198,7 @@ class Stage:
         return ids
 
     def _shards(self) -> dict[str, FlatShard]:
-        return shards_of(self.engine.fragments(), self.average.values if self.average else None)
+        return shards_of(self.engine.state.fragments(), self.average.values if self.average else None)
 
     def _write_lineage(self, dataset: LatentDataset) -> dict[str, Any]:
         """The run's lineage: as its first start recorded it.

@@ -57,7 +57,7 @@ def train_step(engine: Engine, step: int, spoil: bool = False) -> tuple[float, f
 
 
 def whole_state(engine: Engine) -> dict[str, list[float]]:
-    return {name: engine.whole(name).flatten().tolist() for name in engine.parameters}
+    return {name: engine.state.whole(name).flatten().tolist() for name in engine.state.parameters}
 
 
 def run_stage(stage: int, precision: str) -> dict:
@@ -71,13 +71,13 @@ def run_stage(stage: int, precision: str) -> dict:
     before = whole_state(engine)
     _, spoiled = train_step(engine, STEPS, spoil=True)
     engine.discard_gradient()
-    kept = whole_state(engine) == before and engine.optimizer_steps == STEPS
+    kept = whole_state(engine) == before and engine.state.optimizer_steps == STEPS
     after_skip = train_step(engine, STEPS + 1)
     engine.step(lr=0.01)
     coverage = torch.zeros(sum(p.numel() for p in Toy().parameters()))
     offset = 0
-    for name in engine.parameters:
-        for fragment in engine.fragments():
+    for name in engine.state.parameters:
+        for fragment in engine.state.fragments():
             if fragment.name == name:
                 coverage[offset + fragment.start : offset + fragment.start + fragment.length] += 1
         offset += Toy().get_parameter(name).numel()

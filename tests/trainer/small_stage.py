@@ -1,4 +1,4 @@
-"""A tokenizer, latents of random bits and a recipe for a model of 0.1M parameters: seconds to train on a CPU."""
+"""A tokenizer, latents of random bits and a recipe for a tiny model: seconds to train on a CPU."""
 
 import hashlib
 import json

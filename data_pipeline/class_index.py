@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,18 +44,32 @@ class ClassIndex:
 
     def longest_caption(self) -> int:
         """Tokens of the longest caption: one pass over 2 bytes a sample."""
-        starts = range(0, self.samples, _CHUNK)
-        return max((int(self.n_text[start : start + _CHUNK].max()) for start in starts), default=0)
+        return max((int(chunk.max()) for _, chunk in _chunks(self.n_text)), default=0)
 
     def longer_than(self, limits: NDArray[np.int64], at_most: int) -> tuple[int, list[int]]:
         """How many captions have more tokens than `limits[bucket]`, and the first `at_most` sample ids."""
         count, first = 0, list[int]()
-        for start in range(0, self.samples, _CHUNK):
-            bucket = self.bucket[start : start + _CHUNK]
-            found = np.flatnonzero(self.n_text[start : start + _CHUNK] > limits[bucket])
+        for (start, n_text), (_, bucket) in zip(_chunks(self.n_text), _chunks(self.bucket), strict=True):
+            found = np.flatnonzero(n_text > limits[bucket])
             count += len(found)
             first += (start + found[: at_most - len(first)]).tolist()
         return count, first
+
+
+def _chunks(column: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Parts of a column with their first ids.
+
+    A mapped file is read: a mapping that was walked through once counts as the process's memory from then on.
+    """
+    for start in range(0, len(column), _CHUNK):
+        count = min(_CHUNK, len(column) - start)
+        # Of a slice of a mapping the offset is that of the whole, so only a whole one can be found in its
+        # file.
+        if isinstance(column, np.memmap) and column.filename and isinstance(column.base, mmap.mmap):
+            at = column.offset + start * column.itemsize
+            yield start, np.fromfile(column.filename, column.dtype, count, offset=at)
+        else:
+            yield start, column[start : start + count]
 
 
 def load_class_index(files: Mapping[str, Path], entry: ClassManifest, downsample: int) -> ClassIndex:

@@ -34,10 +34,6 @@ class LatentSource(Protocol):
     """What the plan needs of a dataset; `latents.LatentDataset` is one."""
 
     @property
-    def bits_per_token(self) -> int:
-        """C."""
-
-    @property
     def classes(self) -> Mapping[int, ClassIndex]:
         """Side index by resolution."""
 

@@ -83,11 +83,6 @@ class LatentDataset:
             self._load_class(entry)
         self._open = _OpenShards()
 
-    @property
-    def bits_per_token(self) -> int:
-        """C, bits of a token."""
-        return self.manifest.tokenizer.bits_per_token
-
     def record(self, resolution: int, sample_id: int) -> LatentRecord:
         """One record.
 

@@ -19,7 +19,6 @@ from data_pipeline.collate import EncodeCaption, collate
 from data_pipeline.global_batch import BatchPlan, GlobalBatch
 from data_pipeline.packing import Assignment
 from data_pipeline.sample_randomness import SampleDraws
-from foundation.errors import DataError
 from models.head import HeadConfig
 from models.layout import PackedBatch, SequenceTokens, pack
 
@@ -92,15 +91,8 @@ class StepLoader:
             threads: that prepare them, one step each.
 
         Raises:
-            DataError: the latents have another number of bits a token than the head predicts.
             ValueError: `head.diff_batch_mul` is not 1.
         """
-        channels = plan.dataset.bits_per_token
-        if channels != head.ch_target:
-            raise DataError(
-                f"the latents have {channels} bits a token, the head predicts {head.ch_target}: train on "
-                "latents of the tokenizer that the model belongs to"
-            )
         assert 0 <= rank < plan.ranks and prefetch >= 1 and threads >= 1
         assert head.parallel_num == plan.p**2
         self._plan, self._encode, self._tokens, self._head = plan, encode, tokens, head

@@ -28,8 +28,6 @@ GRIDS = {64: [(4, 4), (2, 8)], 128: [(8, 8), (4, 12)], 256: [(16, 16)]}
 class FakeDataset:
     """Side indexes in memory; a record knows its key alone."""
 
-    bits_per_token = 8
-
     def __init__(self, samples: Mapping[int, int], longest_caption: int = 12, shard: int = 10):
         rng = np.random.default_rng(0)
         self.classes = {

@@ -34,7 +34,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 def test_every_id_gives_its_record_without_those_left_out(finished: Path) -> None:
     dataset = LatentDataset(str(finished))
     assert {name: index.samples for name, index in dataset.classes.items()} == {64: 40, 128: 56}
-    assert dataset.bits_per_token == 8
+    assert dataset.manifest.tokenizer.bits_per_token == 8
     for sample_id, number in enumerate(KEPT):
         assert dataset.record(128, sample_id) == latent_record(128, number, GRIDS[128])
     for number in range(40):

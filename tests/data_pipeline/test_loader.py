@@ -120,17 +120,21 @@ def test_captions_of_another_tokenizer_are_refused_by_key(dataset: LatentDataset
         one.step(0)
 
 
-def test_latents_of_another_width_are_refused(dataset: LatentDataset) -> None:
+def test_latents_of_another_width_are_refused_by_key(dataset: LatentDataset) -> None:
     plan = BatchPlan(RECIPE, dataset, P_SIDE, TOKENS.template, 1, SampleCost(1e6))
-    with pytest.raises(DataError, match="8 bits a token, the head predicts 32"):
-        StepLoader(plan, encode_caption, TOKENS, dataclasses.replace(HEAD, ch_target=32), 0)
+    wider = dataclasses.replace(HEAD, ch_target=32)
+    with (
+        StepLoader(plan, encode_caption, TOKENS, wider, 0) as one,
+        pytest.raises(DataError, match=r"the sample '\d+-\d+' .*tokens of 32 bits"),
+    ):
+        one.step(0)
 
 
 def test_prefetched_steps_are_ready_before_they_are_asked_for(dataset: LatentDataset) -> None:
     reads = []
 
     class Watched:
-        classes, bits_per_token = dataset.classes, dataset.bits_per_token
+        classes = dataset.classes
 
         def record(self, resolution: int, sample_id: int):  # type: ignore[no-untyped-def]
             reads.append((resolution, sample_id))

@@ -141,9 +141,8 @@ def save_class_conditional(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_from_folder(Path(tokenizer_folder)) if tokenizer_folder is not None else None
-    write_class_conditional_folder(
-        ClassConditionalWeights(model.config, model.state_dict(), tokenizer), folder
-    )
+    weights = ClassConditionalWeights(model.config, model.state_dict(), tokenizer)
+    write_class_conditional_folder(weights, Path(folder))
 
 
 def check_class_conditional_specs(

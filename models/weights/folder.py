@@ -87,10 +87,9 @@ def save_folder(
     writer.finish(text_tokenizer, tokenizer_folder, extra_json)
 
 
-def write_source(source: ModelSource, folder: str | Path) -> None:
-    """Write the model of ``source`` to another folder, in its own dtypes, with one file in memory at a
-    time."""
-    writer = FolderWriter(folder, source.config, source.specs)
+def write_source(source: ModelSource, folder: str | Path, shard_bytes: int = layout.SHARD_BYTES) -> None:
+    """Write the model of ``source`` to another folder, in its own dtypes, holding one file at a time."""
+    writer = FolderWriter(folder, source.config, source.specs, shard_bytes)
     for name, tensor in source.tensors():
         writer.add(name, tensor)
     writer.finish(source.text_tokenizer, source.tokenizer_folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -85,24 +86,22 @@ def read_specs(path: Path) -> dict[str, TensorSpec]:
 
 
 def read_tensors(folder: Path, places: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) file by file. A file is mapped while its tensors are read, and let go after it.
+    """Yield (name, tensor) in the order of ``places``; a file is mapped while tensors of it come in a row.
 
     A tensor is a view of the mapped file: copy it, or be done with it before the next one.
     """
-    by_file: dict[str, list[tuple[str, str]]] = {}
-    for name, place in places.items():
-        by_file.setdefault(place.file, []).append((name, place.key))
-    for file_name, entries in by_file.items():
+    for file_name, entries in itertools.groupby(places.items(), key=lambda entry: entry[1].file):
         with safe_open(folder / file_name, framework="pt") as file:
-            for name, key in entries:
-                yield name, file.get_tensor(key)
+            for name, place in entries:
+                yield name, file.get_tensor(place.key)
 
 
 class SafetensorsWriter:
     """Writes tensors, as they come, into planned files; a file is written when its last tensor is in.
 
     Memory: the tensors of the files that have begun, so one file's worth where they come in the plan's order.
-    The folder is made where it is missing and written to directly; making it appear whole or not at all is the caller's business.
+    The folder is made where it is missing, and written to directly; to make it appear whole or not at all is
+    the caller's business.
     """
 
     def __init__(self, folder: Path, specs: Mapping[str, TensorSpec], places: Mapping[str, Place]) -> None:

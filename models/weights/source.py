@@ -36,7 +36,7 @@ class ModelSource:
     specs: Mapping[str, TensorSpec]
     """Shape and dtype of each tensor, in the key space `llm.*`, `projector.*`, `vision_head.*`."""
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-    """Starts a pass over (name, tensor), file by file; a tensor is valid until the next one is asked for."""
+    """Starts a pass over (name, tensor), in the order of `specs`; a tensor is valid until the next one."""
 
     @property
     def tokens(self) -> SequenceTokens:
@@ -101,7 +101,7 @@ def open_folder(folder: str | Path) -> ModelSource:
         text_tokenizer=text_tokenizer,
         tokenizer_folder=folder if has_tokenizer else None,
         specs={name: specs[name] for name in expected},
-        tensors=lambda: read_tensors(folder, places),
+        tensors=lambda: read_tensors(folder, {name: places[name] for name in expected}),
     )
 
 

@@ -1,0 +1,115 @@
+"""`bitdance import` and `bitdance export`, as a user runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import weights_cases as cases
+from typer.testing import CliRunner, Result
+
+from evaluation.weights_cli import app
+from foundation.errors import DataError, RecipeError, UserError
+from models.tokenizer import load_tokenizer
+from models.weights import load_folder, save_folder
+from models.weights.class_conditional import load_class_conditional
+
+TOKENIZER = cases.text_tokenizer(4)
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, (SystemExit, UserError)):
+        raise result.exception
+    return result
+
+
+def failure(*arguments: object) -> UserError:
+    error = run(*arguments).exception
+    assert isinstance(error, UserError)
+    return error
+
+
+def test_a_text_to_image_folder_in_grown_and_out(tmp_path: Path) -> None:
+    model = cases.text_to_image(len(TOKENIZER))
+    save_folder(model, TOKENIZER, tmp_path / "published", cases.tokenizer_folder(tmp_path / "ae"))
+    result = run("import", tmp_path / "published", tmp_path / "ours")
+    assert result.exit_code == 0
+    assert (
+        "text-to-image model: 0.6M parameters, p = 4, 32 bits per token, with its tokenizer" in result.output
+    )
+    assert f"written to {tmp_path / 'ours'}" in result.output
+    assert run("export", tmp_path / "ours", tmp_path / "out").exit_code == 0
+    cases.assert_same(load_folder(tmp_path / "out").model, model)
+    cases.assert_same(load_tokenizer(tmp_path / "out"), load_tokenizer(tmp_path / "ae"))
+
+    assert run("import", tmp_path / "ours", tmp_path / "p8", "--patch", 8, "--seed", 5).exit_code == 0
+    cases.assert_same(load_folder(tmp_path / "p8").model, load_folder(tmp_path / "ours", p=8, seed=5).model)
+    assert {path.name for path in tmp_path.iterdir()} == {"published", "ae", "ours", "out", "p8"}
+
+
+def test_an_export_takes_its_tokenizer_from_elsewhere(tmp_path: Path) -> None:
+    save_folder(cases.text_to_image(len(TOKENIZER)), TOKENIZER, tmp_path / "ours")
+    error = failure("export", tmp_path / "ours", tmp_path / "out")
+    assert "came without its binary tokenizer" in str(error)
+    folder = cases.tokenizer_folder(tmp_path / "ae")
+    assert run("export", tmp_path / "ours", tmp_path / "out", "--tokenizer", folder).exit_code == 0
+    assert load_folder(tmp_path / "out").tokenizer_folder == tmp_path / "out"
+
+
+def test_pt_files_in_and_out(tmp_path: Path) -> None:
+    model, tokenizer = cases.class_conditional(), cases.binary_tokenizer()
+    state = dict(model.state_dict()) | {f"vae.{k}": v for k, v in tokenizer.state_dict().items()}
+    torch.save({"ema": state}, tmp_path / "b.pt")
+    torch.save({"state_dict": tokenizer.state_dict()}, tmp_path / "ae.pt")
+    assert run("import", tmp_path / "b.pt", tmp_path / "b").exit_code == 0
+    assert run("import", tmp_path / "ae.pt", tmp_path / "ae").exit_code == 0
+    cases.assert_same(load_class_conditional(tmp_path / "b"), model)
+    cases.assert_same(load_tokenizer(tmp_path / "ae"), tokenizer)
+    assert run("export", tmp_path / "b", tmp_path / "again.pt").exit_code == 0
+    again = torch.load(tmp_path / "again.pt", weights_only=True)["ema"]
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+    assert "published as a .pt" in str(failure("export", tmp_path / "ae", tmp_path / "folder"))
+
+
+def test_mistakes_end_in_one_message_and_leave_nothing(tmp_path: Path) -> None:
+    save_folder(cases.text_to_image(len(TOKENIZER)), TOKENIZER, tmp_path / "ours")
+    path = tmp_path / "ours" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": 32}))
+    (tmp_path / "empty" / "export").mkdir(parents=True)
+    (tmp_path / "full").mkdir()
+    torch.save({"ema": {"x": 1}}, tmp_path / "bad.pt")
+    torch.save({"state_dict": cases.binary_tokenizer().state_dict()}, tmp_path / "ae.pt")
+    before = set(tmp_path.rglob("*"))
+    new = tmp_path / "new"
+    for arguments, error, message in [
+        (("import", tmp_path / "nowhere", new), DataError, "nowhere: no such file or folder"),
+        (("import", "hf:nonsense", new), DataError, "expected hf:owner/name"),
+        (
+            ("import", tmp_path / "ours", new),
+            DataError,
+            "ch_cond is 64, expected the backbone's hidden_size 32",
+        ),
+        (("import", tmp_path / "empty", new), DataError, f"name {tmp_path / 'empty' / 'export'}"),
+        (("import", tmp_path / "bad.pt", new), DataError, "'x' (int)"),
+        (("import", tmp_path / "ours" / "projector.safetensors", new), DataError, "expected its folder"),
+        (("import", tmp_path / "ae.pt", new, "--patch", "8"), RecipeError, "--patch is for text-to-image"),
+        (("import", tmp_path / "ae.pt", tmp_path / "full"), RecipeError, "full exists already"),
+        (("export", tmp_path / "nowhere", new), DataError, "nowhere: no such file or folder"),
+    ]:
+        caught = failure(*arguments)
+        assert type(caught) is error
+        assert message in str(caught)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_folder(cases.text_to_image(len(TOKENIZER)), TOKENIZER, tmp_path / "ours")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(TOKENIZER), "save_pretrained", full)
+    assert "No space left" in str(failure("import", tmp_path / "ours", tmp_path / "new"))
+    assert {path.name for path in tmp_path.iterdir()} == {"ours"}

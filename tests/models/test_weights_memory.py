@@ -1,0 +1,67 @@
+"""Weights larger than memory: writing and converting a model holds one file of it, never the whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# 8 layers of 20 MB, in files of at most 24 MB; with embedding and head about 175 MB.
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+import torch
+from transformers import Qwen3Config
+from models.head import HeadConfig
+from models.layout import add_sequence_tokens
+from models.text_to_image import TextToImageConfig
+from models.text_tokens import train_text_tokenizer
+from models.weights import FolderWriter, expected_specs, grow_patch, open_folder, write_source
+
+torch.set_num_threads(1)
+MB, LIMIT = 2**20, 24 * 2**20
+folder = Path(sys.argv[1])
+tokenizer = train_text_tokenizer(["a cat"], 300)
+add_sequence_tokens(tokenizer, 4)
+llm = Qwen3Config(
+    vocab_size=len(tokenizer), hidden_size=512, intermediate_size=2816, num_hidden_layers=8,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=128,
+)
+head = HeadConfig(ch_target=32, ch_cond=512, ch_latent=128, depth_latent=1, depth_adanln=1, parallel_num=16)
+config = TextToImageConfig(llm, head)
+specs = expected_specs(config)
+size = sum(spec.nbytes for spec in specs.values())
+
+def peak():  # of this process, mapped files included
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+# Whatever the first use of each function loads is not counted.
+warm = FolderWriter(folder / "warm", config, specs, LIMIT)
+warm.add("projector.fc1.weight", torch.zeros(specs["projector.fc1.weight"].shape))
+torch.randn(64, 64)
+start = peak()
+writer = FolderWriter(folder / "a", config, specs, LIMIT)
+for name in writer.names:
+    writer.add(name, torch.randn(specs[name].shape))
+writer.finish(tokenizer)
+written = peak()
+write_source(grow_patch(open_folder(folder / "a"), 8), folder / "b", LIMIT)
+converted = peak()
+shards = sorted((folder / "a").glob("model-*.safetensors"))
+assert len(shards) >= 8 and max(path.stat().st_size for path in shards) < LIMIT + MB
+print(size, LIMIT, written - start, converted - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_peak_memory_is_a_file_not_the_model(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    size, limit, written, converted = map(int, done.stdout.split())
+    assert size > 6 * limit
+    # Writing: the file being filled and the tensor that arrives (at most 6 MB).
+    assert written < 1.6 * limit, (size, limit, written)
+    # Converting: besides, the file that is read, mapped (which the kernel may drop at any time).
+    assert converted < 2.6 * limit, (size, limit, converted)

@@ -5,6 +5,7 @@ Runs in worker processes, which import neither torch nor a tokenizer, or in the 
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -81,6 +82,11 @@ def perceptual_hash(image: Image.Image) -> int:
 
     bits = imagehash.phash(image).hash.reshape(-1)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def leave_interrupts_to_the_parent() -> None:
+    """How a decode worker starts: on Ctrl-C its parent stops it, and only the parent speaks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def ordered_map(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +15,12 @@ from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, read_shard
 from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
 from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
-from data_pipeline.tokenize.captions import (
-    CaptionCounter,
-    load_text_tokenizer_or_refuse,
-    text_tokenizer_hash,
-    train_and_save,
-)
-from data_pipeline.tokenize.encoder import Encoder, describe_tokenizer
+from data_pipeline.tokenize.captions import load_text_tokenizer_or_refuse, text_tokenizer_hash, train_and_save
+from data_pipeline.tokenize.encoder import describe_tokenizer
 from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from data_pipeline.tokenize.task import TaskRunner
-from foundation.errors import DataError, Problems, RecipeError, UserError
+from data_pipeline.tokenize.workers import work_here, work_in_processes
+from foundation.errors import DataError, Problems, RecipeError
 from foundation.files import atomic_write, commit_folder
 from foundation.progress import say, track
 
@@ -179,82 +171,12 @@ def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[in
 
 def _do(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> dict[int, str]:
     """Do tasks, here or in worker processes; the reasons of those that failed."""
-    failed: dict[int, str] = {}
     processes = min(recipe.compute.processes, len(missing))
     if processes == 1:
-        with _Workshop(recipe, plan, 0) as workshop:
-            outcomes = ((number, workshop.attempt(number)) for number in missing)
-            for number, reason in track(outcomes, "Tokenizing shards", len(missing)):
-                failed |= {number: reason} if reason else {}
-        return failed
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("i", 0)
-    with ProcessPoolExecutor(processes, context, _open_workshop, (recipe, plan, counter)) as pool:
-        futures = {pool.submit(_attempt, number): number for number in missing}
-        for future in track(as_completed(futures), "Tokenizing shards", len(futures)):
-            reason = future.result()
-            failed |= {futures[future]: reason} if reason else {}
-    return failed
-
-
-class _Workshop:
-    """One process's tokenizers and decode workers, opened once for all of its tasks."""
-
-    def __init__(self, recipe: TokenizeRecipe, plan: Plan, place: int):
-        self.recipe = recipe
-        self.plan = plan
-        self.place = place
-        self.stack = ExitStack()
-
-    def __enter__(self) -> _Workshop:
-        recipe, plan = self.recipe, self.plan
-        decoders: Executor | None = None
-        if recipe.compute.decoders:
-            context = multiprocessing.get_context("spawn")
-            decoders = self.stack.enter_context(ProcessPoolExecutor(recipe.compute.decoders, context))
-        text = plan.text_tokenizer
-        name = str(Path(recipe.output) / text.name) if text.inside else text.name
-        counter = CaptionCounter(load_text_tokenizer_or_refuse(name), recipe.captions.max_tokens)
-        encoder = Encoder(recipe.tokenizer, recipe.dtype, _device(recipe.compute.device, self.place))
-        kept = KeptRows(recipe.keep) if recipe.keep else None
-        self.runner = TaskRunner(recipe, plan, encoder, counter, kept, decoders)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stack.close()
-
-    def attempt(self, number: int) -> str | None:
-        """Do a task; the reason where its data do not allow it, which is recorded too."""
-        try:
-            self.runner.run(number)
-        except UserError as error:
-            DatasetFolder(self.recipe.output).fail(number, self.plan.shards[number], str(error))
-            return str(error)
-        return None
-
-
-_WORKSHOP: _Workshop | None = None  # of this worker process
-
-
-def _open_workshop(recipe: TokenizeRecipe, plan: Plan, counter: Any) -> None:
-    global _WORKSHOP
-    with counter.get_lock():
-        place = counter.value
-        counter.value += 1
-    _WORKSHOP = _Workshop(recipe, plan, place).__enter__()
-
-
-def _attempt(number: int) -> str | None:
-    assert _WORKSHOP is not None
-    return _WORKSHOP.attempt(number)
-
-
-def _device(kind: str, place: int) -> str:
-    if kind == "cpu":
-        return kind
-    import torch
-
-    return f"cuda:{place % max(1, torch.cuda.device_count())}"
+        outcomes = work_here(recipe, plan, missing)
+    else:
+        outcomes = work_in_processes(recipe, plan, missing, processes)
+    return {n: reason for n, reason in track(outcomes, "Tokenizing shards", len(missing)) if reason}
 
 
 def parse_slice(text: str | None) -> Slice | None:

@@ -1,0 +1,147 @@
+"""Who does the tasks: one process, or several that share a counter, each with its own decode workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.ingest.kept import KeptRows
+from data_pipeline.tokenize.captions import CaptionCounter, load_text_tokenizer_or_refuse
+from data_pipeline.tokenize.decoding import leave_interrupts_to_the_parent
+from data_pipeline.tokenize.encoder import Encoder
+from data_pipeline.tokenize.folder import DatasetFolder, Plan
+from data_pipeline.tokenize.recipe import TokenizeRecipe
+from data_pipeline.tokenize.task import TaskRunner
+from foundation.errors import ExitCode, UserError
+
+POLL_SECONDS = 1.0
+
+
+class WorkerDied(UserError):
+    """A worker process was killed; what is done stays done, so the job may simply go on."""
+
+    exit_code = ExitCode.REQUEUE
+
+
+class Workshop:
+    """One process's tokenizers and decode workers, opened once for all of its tasks.
+
+    Args:
+        recipe: the recipe.
+        plan: as fixed by the first run.
+        place: number of the process on this machine; it takes GPU `place` modulo their number.
+    """
+
+    def __init__(self, recipe: TokenizeRecipe, plan: Plan, place: int):
+        self.recipe = recipe
+        self.plan = plan
+        self.place = place
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Workshop:
+        recipe, text = self.recipe, self.plan.text_tokenizer
+        decoders: Executor | None = None
+        if recipe.compute.decoders:
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(recipe.compute.decoders, context, leave_interrupts_to_the_parent)
+            decoders = self.stack.enter_context(pool)
+        name = str(Path(recipe.output) / text.name) if text.inside else text.name
+        counter = CaptionCounter(load_text_tokenizer_or_refuse(name), recipe.captions.max_tokens)
+        encoder = Encoder(recipe.tokenizer, recipe.dtype, _device(recipe.compute.device, self.place))
+        kept = KeptRows(recipe.keep) if recipe.keep else None
+        self.runner = TaskRunner(recipe, self.plan, encoder, counter, kept, decoders)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stack.close()
+
+    def attempt(self, number: int) -> str | None:
+        """Do a task; the reason where its data do not allow it, which is recorded too."""
+        try:
+            self.runner.run(number)
+        except UserError as error:
+            DatasetFolder(self.recipe.output).fail(number, self.plan.shards[number], str(error))
+            return str(error)
+        return None
+
+
+def work_here(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> Iterator[tuple[int, str | None]]:
+    """Do tasks in this process; yields each with the reason of its failure."""
+    with Workshop(recipe, plan, 0) as workshop:
+        for number in missing:
+            yield number, workshop.attempt(number)
+
+
+def work_in_processes(
+    recipe: TokenizeRecipe, plan: Plan, missing: list[int], processes: int
+) -> Iterator[tuple[int, str | None]]:
+    """Do tasks in worker processes; yields each with the reason of its failure, as they end.
+
+    Raises:
+        WorkerDied: a worker was killed.
+    """
+    # Not fork: the parent has threads of DuckDB and torch, and a GPU's context does not survive it.
+    context = multiprocessing.get_context("spawn")
+    taken = context.Value("q", 0)
+    outcomes: Any = context.Queue()
+    workers = [
+        context.Process(target=_work, args=(recipe, plan, place, missing, taken, outcomes))
+        for place in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in missing:
+            yield _next_outcome(outcomes, workers)
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _next_outcome(outcomes: Any, workers: list[Any]) -> tuple[int, str | None]:
+    while True:
+        try:
+            number, reason = outcomes.get(timeout=POLL_SECONDS)
+            return int(number), reason
+        except queue.Empty:
+            dead = [worker.exitcode for worker in workers if worker.exitcode]
+            if dead:
+                raise WorkerDied(
+                    f"A worker process ended with exit code {dead[0]}"
+                    + (" (killed, probably out of memory: lower compute.processes)" if dead[0] == -9 else "")
+                    + "; what is done stays done, and the same command goes on from there"
+                ) from None
+
+
+def _work(
+    recipe: TokenizeRecipe, plan: Plan, place: int, missing: list[int], taken: Any, outcomes: Any
+) -> None:
+    parent = multiprocessing.parent_process()
+    try:
+        with Workshop(recipe, plan, place) as workshop:
+            # Whoever's parent was killed stops, instead of going on unseen.
+            while parent is not None and parent.is_alive():
+                with taken.get_lock():
+                    turn = taken.value
+                    taken.value += 1
+                if turn >= len(missing):
+                    return
+                outcomes.put((missing[turn], workshop.attempt(missing[turn])))
+    except KeyboardInterrupt:
+        return
+
+
+def _device(kind: str, place: int) -> str:
+    if kind == "cpu":
+        return kind
+    import torch
+
+    return f"cuda:{place % max(1, torch.cuda.device_count())}"

@@ -8,6 +8,10 @@ layout.py             the published text-to-image folder, as names and rules
 source.py             such a folder, opened and checked, nothing read
 grow.py               p = 4 -> p = 8
 folder.py             such a folder, loaded or written
+modules.py            modules without memory, and the weights that stream into them
+tokenizer_weights.py  the binary tokenizer's `.pt`
+class_conditional.py  the class-conditional models' `.pt`, and our folder of them
+kinds.py              which of the three kinds, for the commands
 """
 
 from models.weights.folder import (

@@ -11,6 +11,7 @@ import typer
 from foundation.progress import say
 from foundation.recipes import load_recipe, resolved_yaml
 from trainer.launch import launch, started_as_rank
+from trainer.lineage import lineage_lines
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder, create_run, find_run
 
@@ -65,3 +66,12 @@ def train(
         raise typer.Exit(run_rank(loaded, stop, despite_no_progress))
     create_run(loaded)
     raise typer.Exit(launch(loaded, ["--despite-no-progress"] if despite_no_progress else []))
+
+
+@app.command()
+def lineage(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or an export.")],
+) -> None:
+    """Print where a model came from: stage by stage, down to the first dataset."""
+    for line in lineage_lines(folder):
+        say(line)

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+
+from trainer.checkpoint_files import (
+    MANIFEST,
+    CheckpointManifest,
+    StaleStart,
+    commit,
+    committed,
+    damage,
+    describe_file,
+    partial_folder,
+    read_manifest,
+    remove_partials,
+    retain,
+)
+from trainer.run_folder import RunFolder, take_start
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    run.starts.mkdir()
+    return run
+
+
+def write(run: RunFolder, step: int, start: int) -> tuple[Path, CheckpointManifest]:
+    partial = partial_folder(run, step, start)
+    partial.mkdir()
+    (partial / "state").write_bytes(bytes(range(100)))
+    files = {"state": describe_file(partial / "state")}
+    return partial, CheckpointManifest(step, start, "r" * 64, {}, {"progress": step}, files)
+
+
+def save(run: RunFolder, step: int, start: int) -> Path:
+    return commit(run, *write(run, step, start))
+
+
+def test_a_checkpoint_appears_with_its_manifest(run: RunFolder) -> None:
+    start = take_start(run, 0, 1)
+    partial, manifest = write(run, 5, start)
+    assert committed(run) == []
+    final = commit(run, partial, manifest)
+    assert committed(run) == [(5, final)]
+    assert read_manifest(final) == manifest
+    assert list(damage(final, manifest, manifest.files)) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "99 bytes, 100 were written"),
+        (lambda path: path.write_bytes(bytes(100)), "hash"),
+    ],
+)
+def test_damage_is_found(run: RunFolder, spoil: object, words: str) -> None:
+    final = save(run, 5, take_start(run, 0, 1))
+    spoil(final / "state")  # type: ignore[operator]
+    (line,) = damage(final, read_manifest(final), ["state"])
+    assert words in line
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"step": 1}', '{"unknown": 1}'])
+def test_a_broken_manifest_is_a_value_error(run: RunFolder, text: str) -> None:
+    final = save(run, 5, take_start(run, 0, 1))
+    (final / MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_manifest(final)
+
+
+def test_a_stale_start_cannot_commit(run: RunFolder) -> None:
+    old = take_start(run, 0, 1)
+    partial, manifest = write(run, 5, old)
+    new = take_start(run, 0, 1)
+    with pytest.raises(StaleStart, match=f"Start {new}"):
+        commit(run, partial, manifest)
+    assert committed(run) == []
+    save(run, 5, new)
+    assert [step for step, _ in committed(run)] == [5]
+
+
+def test_a_stale_start_that_has_passed_the_check_finds_its_folder_gone(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window between the look-up and the rename: there the new start's clearing up is the fence."""
+    old = take_start(run, 0, 1)
+    partial, manifest = write(run, 5, old)
+
+    def overtaken(_: RunFolder) -> int:
+        take_start(run, 0, 1)
+        remove_partials(run)
+        return old
+
+    monkeypatch.setattr("trainer.checkpoint_files.latest_start", overtaken)
+    with pytest.raises(StaleStart, match="removed"):
+        commit(run, partial, manifest)
+    assert committed(run) == []
+
+
+def test_retention_keeps_the_newest_and_every_mth(run: RunFolder) -> None:
+    start = take_start(run, 0, 1)
+    for step in (10, 20, 30, 40, 50):
+        save(run, step, start)
+    retain(run, keep_last=2, keep_every=20)
+    assert [step for step, _ in committed(run)] == [50, 40, 20]
+    retain(run, keep_last=1, keep_every=None)
+    assert [step for step, _ in committed(run)] == [50]
+
+
+def test_a_removal_cut_short_leaves_nothing_that_looks_whole(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = take_start(run, 0, 1)
+    for step in (1, 2):
+        save(run, step, start)
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.checkpoint_files.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        retain(run, keep_last=1, keep_every=None)
+    assert [step for step, _ in committed(run)] == [2]

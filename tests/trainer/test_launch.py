@@ -1,0 +1,44 @@
+import pytest
+
+from foundation.errors import ExitCode, RecipeError
+from trainer.launch import _verdict, started_as_rank
+from trainer.rank import distributed_variables
+from trainer.run_folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("codes", "verdict"),
+    [
+        ([0, 0], ExitCode.DONE),
+        ([75, 75], ExitCode.REQUEUE),
+        ([78, -9], ExitCode.RECIPE),
+        ([65, 70], ExitCode.DATA),
+        ([70, -15], ExitCode.BUG),
+        ([-9, 0], ExitCode.REQUEUE),
+        ([3, 0], ExitCode.BUG),
+    ],
+)
+def test_one_exit_code_for_all_ranks(tmp_path: object, codes: list[int], verdict: ExitCode) -> None:
+    assert _verdict(codes, RunFolder(tmp_path)) == verdict  # type: ignore[arg-type]
+
+
+def test_ranks_are_told_by_their_environment() -> None:
+    assert started_as_rank({"RANK": "0", "WORLD_SIZE": "2"})
+    assert started_as_rank({"SLURM_PROCID": "3", "MASTER_ADDR": "node1"})
+    # A batch script's own shell has SLURM_PROCID too, but is no rank.
+    assert not started_as_rank({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"})
+    assert not started_as_rank({})
+
+
+def test_srun_is_translated_and_what_is_missing_is_named() -> None:
+    slurm = {"SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1"}
+    found = distributed_variables(slurm | {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"})
+    assert found == {
+        "RANK": "9",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "node1",
+        "MASTER_PORT": "29500",
+    }
+    with pytest.raises(RecipeError, match="MASTER_PORT"):
+        distributed_variables(slurm | {"MASTER_ADDR": "node1"})

@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+from small_stage import write_recipe
+
+from foundation.errors import RecipeError
+from foundation.recipes import load_recipe
+from trainer.recipe import StageRecipe
+from trainer.run_folder import (
+    EXPORT_MANIFEST,
+    NoProgress,
+    RunFolder,
+    RunInUse,
+    create_run,
+    find_run,
+    latest_start,
+    lock_run,
+    take_start,
+)
+
+
+def recipe(folder: Path, **changes: object) -> StageRecipe:
+    return load_recipe(StageRecipe, write_recipe(folder, **changes))
+
+
+def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+    create_run(recipe(tmp_path))
+    with pytest.raises(RecipeError) as error:
+        find_run(recipe(tmp_path, optimizer__lr=5e-4, steps=9))
+    assert "optimizer.lr: 0.001 -> 0.0005" in str(error.value)
+    assert "steps: 6 -> 9" in str(error.value)
+    assert "--fork" in str(error.value)
+
+
+def test_where_and_how_fast_may_change(tmp_path: Path) -> None:
+    create_run(recipe(tmp_path))
+    changed = recipe(tmp_path, world__processes=4, zero__stage=1, checkpoints__every_steps=3)
+    assert find_run(changed).run == str(tmp_path / "run")
+
+
+def test_fork_takes_the_next_free_folder_and_comes_back_to_it(tmp_path: Path) -> None:
+    create_run(recipe(tmp_path))
+    other = recipe(tmp_path, steps=9)
+    forked = find_run(other, fork=True)
+    assert forked.run == str(tmp_path / "run-2")
+    create_run(forked)
+    assert find_run(other, fork=True).run == forked.run
+    assert find_run(recipe(tmp_path, steps=10), fork=True).run == str(tmp_path / "run-3")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(RecipeError, match="not a run folder"):
+        find_run(recipe(tmp_path))
+
+
+def test_finished_is_told_by_the_export(tmp_path: Path) -> None:
+    run = create_run(recipe(tmp_path))
+    assert run.finished_at() is None
+    run.export.mkdir()
+    (run.export / EXPORT_MANIFEST).write_text(json.dumps({"step": 6}))
+    assert run.finished_at() == 6
+
+
+def test_starts_are_numbered_and_stop_without_progress(tmp_path: Path) -> None:
+    run = create_run(recipe(tmp_path))
+    assert [take_start(run, step, 2) for step in (0, 0, 10, 10, 10)] == [1, 2, 3, 4, 5]
+    with pytest.raises(NoProgress, match="never got past step 10"):
+        take_start(run, 10, 2)
+    assert latest_start(run) == 5
+    assert take_start(run, 10, 2, despite_no_progress=True) == 6
+    assert take_start(run, 11, 2) == 7
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    run = create_run(recipe(tmp_path))
+    held = lock_run(run)
+    with pytest.raises(RunInUse, match="being trained by process"):
+        lock_run(RunFolder(run.path))
+    held.close()
+    lock_run(run).close()

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+from small_stage import recipe_values, write_recipe
+
+from foundation.errors import RecipeError
+from foundation.recipes import load_recipe, resolved_yaml
+from trainer.recipe import StageRecipe
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "t2i").glob("*.yaml")) + [
+    ROOT / "configs" / "quickstart" / f"{stage}.yaml" for stage in ("pt", "ct", "sft", "distill")
+]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_recipe_of_ours_loads_and_resolves_to_itself(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(StageRecipe, path)
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(recipe))
+    assert load_recipe(StageRecipe, tmp_path / "resolved.yaml") == recipe
+
+
+def test_wrong_key_wrong_type_and_impossible_value_come_in_one_message(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, optimizer={"lr": -1, "warmup": 3}, steps="many")
+    lines = {key: n for n, line in enumerate(path.read_text().splitlines(), 1) for key in [line.strip()]}
+    with pytest.raises(RecipeError) as error:
+        load_recipe(StageRecipe, path)
+    message = str(error.value)
+    assert f"{path}:{lines['steps: many']}" in message
+    assert f"{path}:{lines['lr: -1']}" in message
+    assert f"{path}:{lines['warmup: 3']}" in message and "warmup_steps" in message
+    assert "3 problems" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer__warmup_steps": 7}, "warmup_steps (7) is above steps (6)"),
+        ({"precision": "bfloat16", "zero__stage": 0}, "stage 0 keeps no float32 master"),
+        ({"model__init_from": "somewhere"}, "exactly one of init_from, pretrained and random"),
+        ({"model__random": None}, "found none of them"),
+        ({"model__head": None}, "head must be given"),
+        ({"model__head__adaln": 2}, "multiple of adaln"),
+        ({"model__grow_from": 2}, "needs init_from"),
+        ({"optimizer__final_lr": 1.0}, "is above lr"),
+        ({"zero": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param needs stage 3"),
+        ({"zero__offload_optimizer": {"device": "nvme"}}, "nvme_path"),
+        ({"data__ratio": {128: 0}}, "whole weights"),
+    ],
+)
+def test_fields_that_do_not_agree_are_refused(tmp_path: Path, changes: dict, words: str) -> None:
+    with pytest.raises(RecipeError, match=r"cannot be used") as error:
+        load_recipe(StageRecipe, write_recipe(tmp_path, **changes))
+    assert words in str(error.value)
+
+
+def test_own_export_is_no_start(tmp_path: Path) -> None:
+    values = {"random": None, "head": None, "p": 4, "init_from": str(tmp_path / "run" / "export")}
+    with pytest.raises(RecipeError, match="own export"):
+        load_recipe(StageRecipe, write_recipe(tmp_path, model=values))
+
+
+def test_the_helper_of_these_tests_writes_a_valid_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(StageRecipe, write_recipe(tmp_path))
+    assert recipe.model_dump()["steps"] == recipe_values(tmp_path)["steps"]

@@ -1,0 +1,53 @@
+import sys
+import threading
+import time
+
+from rank_processes import ROOT
+
+from foundation.errors import ExitCode
+from trainer.recipe import WatchdogSection
+from trainer.watchdog import Watchdog
+
+
+def test_barks_at_silence_and_not_before() -> None:
+    heard = threading.Event()
+    dog = Watchdog(WatchdogSection(factor=5, at_least_minutes=0.3 / 60), bark=lambda _: heard.set())
+    dog.start()
+    for _ in range(5):
+        time.sleep(0.05)
+        dog.step_done()
+    assert not heard.is_set()
+    assert heard.wait(timeout=5)
+
+
+def test_patience_grows_with_the_steps() -> None:
+    dog = Watchdog(WatchdogSection(factor=10, at_least_minutes=0.001))
+    assert dog.patience() == 0.06
+    dog._steps.extend([1.0, 2.0, 100.0])
+    assert dog.patience() == 20.0
+
+
+def test_stopped_is_silent() -> None:
+    heard = threading.Event()
+    dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=0.05 / 60), bark=lambda _: heard.set())
+    dog.start()
+    dog.stop()
+    assert not heard.wait(timeout=0.3)
+
+
+def test_ends_a_hung_process_with_stacks_and_exit_code_75() -> None:
+    import subprocess
+
+    script = (
+        "import time\n"
+        "from trainer.recipe import WatchdogSection\n"
+        "from trainer.watchdog import Watchdog\n"
+        "def hangs_here(): time.sleep(60)\n"
+        "Watchdog(WatchdogSection(factor=1, at_least_minutes=0.005)).start()\n"
+        "hangs_here()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == ExitCode.REQUEUE
+    assert "hangs_here" in done.stderr

@@ -8,12 +8,12 @@ from foundation.recipes import load_recipe, resolved_yaml
 from trainer.recipe import StageRecipe
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs" / "t2i").glob("*.yaml")) + [
+CONFIGS = sorted((ROOT / "configs" / "t2i").rglob("*.yaml")) + [
     ROOT / "configs" / "quickstart" / f"{stage}.yaml" for stage in ("pt", "ct", "sft", "distill")
 ]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: "-".join(path.relative_to(ROOT / "configs").parts))
 def test_every_recipe_of_ours_loads_and_resolves_to_itself(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(StageRecipe, path)
     (tmp_path / "resolved.yaml").write_text(resolved_yaml(recipe))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from foundation.errors import ExitCode
 from foundation.progress import say
 from foundation.recipes import load_recipe, resolved_yaml
 from trainer.launch import launch, started_as_rank
@@ -64,8 +66,12 @@ def train(
         stop = StopFlag()
         stop.install()
         raise typer.Exit(run_rank(loaded, stop, despite_no_progress))
-    create_run(loaded)
-    raise typer.Exit(launch(loaded, ["--despite-no-progress"] if despite_no_progress else []))
+    created = not Path(loaded.run).exists()
+    run = create_run(loaded)
+    code = launch(loaded, ["--despite-no-progress"] if despite_no_progress else [])
+    if created and code in (ExitCode.RECIPE, ExitCode.DATA) and not run.began():
+        shutil.rmtree(run.path)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -76,10 +76,12 @@ def _rewind(stage: Stage) -> None:
             f"and the reasons are in {stage.run.events}; look at the data, or lower the learning rate, "
             "before the run is started again."
         )
-    passed_over = stage.progress.passed_over | set(bad)
+    passed_over, skipped = stage.progress.passed_over | set(bad), stage.progress.skipped
     stage.restore()
-    stage.progress.passed_over |= passed_over
+    stage.progress.passed_over, stage.progress.skipped = passed_over, skipped
     stage.guard.skipped_in_a_row = 0
+    if stage.metrics is not None:
+        stage.metrics.go_back_to(stage.progress.step)
     stage.events.write("rewound", step=last, to_step=stage.progress.step, passed_over=list(bad))
     if stage.rank == 0:
         say(

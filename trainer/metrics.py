@@ -41,15 +41,20 @@ class MetricsLog:
     """A line per step in `metrics.jsonl`, and the same to W&B; of all ranks only rank 0 has one."""
 
     def __init__(self, run: RunFolder, recipe: StageRecipe, from_step: int):
-        """Steps from ``from_step`` on will be done (again): what the file says of them is dropped.
+        """Go on at ``from_step``: see `go_back_to`."""
+        self._path = run.metrics
+        self.go_back_to(from_step)
+        self._wandb = _start_wandb(run, recipe)
+
+    def go_back_to(self, step: int) -> None:
+        """Steps from ``step`` on will be done (again): what the file says of them is dropped.
 
         The file is replaced and not cut, so that a stale process that still has it open writes into the void.
         """
-        kept = [line for line in read_lines(run.metrics) if line["step"] < from_step]
-        with atomic_write(run.metrics) as file:
+        kept = [line for line in read_lines(self._path) if line["step"] < step]
+        with atomic_write(self._path) as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
-        self._file = open(run.metrics, "a", buffering=1)  # noqa: SIM115
-        self._wandb = _start_wandb(run, recipe)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115
 
     def write(self, metrics: dict[str, Any]) -> None:
         """One step's metrics; "step" is among them."""

@@ -63,6 +63,10 @@ class RunFolder:
     samples = property(lambda self: self.path / "samples")
     extensions = property(lambda self: self.path / "extensions")
 
+    def began(self) -> bool:
+        """Whether the run came as far as to train: all that its recipe names was found and fits together."""
+        return self.lineage.exists()
+
     def finished_at(self) -> int | None:
         """The step that the run's export was made at; None where there is no export yet."""
         try:
@@ -101,6 +105,8 @@ def find_run(recipe: StageRecipe, fork: bool = False) -> StageRecipe:
 def _differences(recipe: StageRecipe, path: Path) -> list[str]:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return []
+    if (path / "recipe.yaml").exists() and not RunFolder(path).began():
+        return []  # a start that was refused: nothing was computed by that recipe
     try:
         there = yaml.safe_load((path / "recipe.yaml").read_text())
     except (FileNotFoundError, NotADirectoryError):

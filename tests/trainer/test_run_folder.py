@@ -20,12 +20,18 @@ from trainer.run_folder import (
 )
 
 
+def begin(recipe: StageRecipe) -> RunFolder:
+    run = create_run(recipe)
+    run.lineage.write_text("{}")
+    return run
+
+
 def recipe(folder: Path, **changes: object) -> StageRecipe:
     return load_recipe(StageRecipe, write_recipe(folder, **changes))
 
 
 def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
-    create_run(recipe(tmp_path))
+    begin(recipe(tmp_path))
     with pytest.raises(RecipeError) as error:
         find_run(recipe(tmp_path, optimizer__lr=5e-4, steps=9))
     assert "optimizer.lr: 0.001 -> 0.0005" in str(error.value)
@@ -34,19 +40,24 @@ def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
 
 
 def test_where_and_how_fast_may_change(tmp_path: Path) -> None:
-    create_run(recipe(tmp_path))
+    begin(recipe(tmp_path))
     changed = recipe(tmp_path, world__processes=4, zero__stage=1, checkpoints__every_steps=3)
     assert find_run(changed).run == str(tmp_path / "run")
 
 
 def test_fork_takes_the_next_free_folder_and_comes_back_to_it(tmp_path: Path) -> None:
-    create_run(recipe(tmp_path))
+    begin(recipe(tmp_path))
     other = recipe(tmp_path, steps=9)
     forked = find_run(other, fork=True)
     assert forked.run == str(tmp_path / "run-2")
-    create_run(forked)
+    begin(forked)
     assert find_run(other, fork=True).run == forked.run
     assert find_run(recipe(tmp_path, steps=10), fork=True).run == str(tmp_path / "run-3")
+
+
+def test_a_start_that_was_refused_does_not_bind(tmp_path: Path) -> None:
+    create_run(recipe(tmp_path))
+    assert find_run(recipe(tmp_path, steps=9)).steps == 9
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

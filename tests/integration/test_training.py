@@ -1,0 +1,189 @@
+"""Whole runs of `bitdance train` in real processes: resume, other numbers of ranks, signals, hand-off."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "trainer"))
+from small_stage import make_inputs, write_recipe  # noqa: E402
+
+STEPS = 24
+KILLS = 3
+CHANGES = {"steps": STEPS, "world__processes": 2, "checkpoints__every_steps": 4}
+# What a step computes; the rest of a line depends on the clock.
+COMPUTED = (
+    "step",
+    "loss",
+    "vision_loss",
+    "vision_loss_128",
+    "vision_loss_256",
+    "text_loss",
+    "grad_norm",
+    "lr",
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    make_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path) -> Path:
+    """A run of 2 ranks under ZeRO-3 from beginning to end."""
+    recipe = write_recipe(inputs, "undisturbed.yaml", run=str(inputs / "undisturbed"), **CHANGES)
+    done = bitdance("train", str(recipe))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return inputs / "undisturbed"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "bitdance", *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def bitdance(*arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+
+def metrics(run: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def computed(run: Path) -> list[tuple]:
+    return [tuple(line.get(key) for key in COMPUTED) for line in metrics(run)]
+
+
+def weights(run: Path) -> dict[str, str]:
+    files = json.loads((run / "export" / "export.json").read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+def events(run: Path, name: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == name]
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_undisturbed_run_leaves_what_a_run_should(undisturbed: Path) -> None:
+    assert [line["step"] for line in metrics(undisturbed)] == list(range(STEPS))
+    names = {path.name for path in undisturbed.iterdir()}
+    assert {"recipe.yaml", "provenance.json", "lineage.json", "metrics.jsonl", "export", "logs"} <= names
+    assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
+    assert [event["step"] for event in events(undisturbed, "saved")] == list(range(4, STEPS + 1, 4))
+    assert len(list((undisturbed / "checkpoints").iterdir())) == 2  # keep_last
+
+
+def test_killed_at_any_moment_a_run_ends_in_the_same_bits(inputs: Path, undisturbed: Path) -> None:
+    run = inputs / "killed"
+    recipe = write_recipe(inputs, "killed.yaml", run=str(run), **CHANGES)
+    moments = random.Random(0)
+    for kill in range(KILLS):
+        process = start("train", str(recipe), "--despite-no-progress")
+        first = len(metrics(run))
+        if kill == 0:  # inside a save
+            wait_until(lambda: any((run / "checkpoints").glob("*.partial-*")), process)
+        else:
+            wait_until(lambda first=first: len(metrics(run)) > first, process)  # type: ignore[misc]
+            time.sleep(moments.uniform(0, 3))
+        process.kill()  # its ranks go with it
+        process.communicate()
+    done = bitdance("train", str(recipe), "--despite-no-progress")
+    assert done.returncode == 0, done.stdout
+    assert computed(run) == computed(undisturbed)
+    assert weights(run) == weights(undisturbed)
+
+
+def test_other_ranks_and_stages_go_on_with_the_same_curve(inputs: Path, undisturbed: Path) -> None:
+    """1 rank, then 4, then 2, under ZeRO-0, 2 and 1; ended by signals in between, with exit code 75."""
+    run = inputs / "elastic"
+    recipe = write_recipe(inputs, "elastic.yaml", run=str(run), **CHANGES)
+    for processes, stage, until, number in ((1, 0, 6, signal.SIGTERM), (4, 2, 12, signal.SIGUSR1)):
+        process = start(
+            "train", str(recipe), "--set", f"world.processes={processes}", "--set", f"zero.stage={stage}"
+        )
+        wait_until(lambda until=until: len(metrics(run)) >= until, process)  # type: ignore[misc]
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 75, output
+        assert f"Stopped by {number.name}" in output
+    done = bitdance("train", str(recipe), "--set", "zero.stage=1")
+    assert done.returncode == 0, done.stdout
+    assert [event["ranks"] for event in events(run, "started")] == [1, 4, 2]
+    for ours, theirs in zip(metrics(run), metrics(undisturbed), strict=True):
+        for key in COMPUTED:
+            assert ours.get(key) == pytest.approx(theirs.get(key), rel=1e-5 if key != "grad_norm" else 1e-4)
+
+
+def test_finished_says_so_without_torch(undisturbed: Path) -> None:
+    script = (
+        "import sys; from bitdance import app\n"
+        "try: app(['train', sys.argv[1]])\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert not {'torch', 'transformers', 'deepspeed', 'streaming'} & sys.modules.keys()\n"
+        "sys.exit(code)"
+    )
+    recipe = undisturbed / "recipe.yaml"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(recipe)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is finished" in done.stdout
+
+
+def test_another_recipe_is_refused_by_its_keys(undisturbed: Path) -> None:
+    done = bitdance("train", str(undisturbed / "recipe.yaml"), "--set", "optimizer.lr=0.5")
+    assert done.returncode == 78
+    assert "optimizer.lr: 0.001 -> 0.5" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_the_next_stage_takes_the_export_and_grows_when_told(inputs: Path, undisturbed: Path) -> None:
+    start_from = {"init_from": str(undisturbed / "export"), "p": 8, "random": None, "head": None}
+    run = inputs / "next"
+    recipe = write_recipe(inputs, "next.yaml", run=str(run), steps=2, model=start_from)
+    refused = bitdance("train", str(recipe))
+    assert refused.returncode == 78
+    assert "model.grow_from: 4" in refused.stdout and "Traceback" not in refused.stdout
+    assert not run.exists()  # nothing half-written
+    done = bitdance("train", str(recipe), "--set", "model.grow_from=4")
+    assert done.returncode == 0, done.stdout
+    chain = bitdance("lineage", str(run)).stdout
+    parent = json.loads((undisturbed / "export" / "export.json").read_text())
+    assert f"from {undisturbed / 'export'}, step {STEPS}" in chain
+    assert parent["lineage"]["dataset"]["manifest_sha256"][:12] in chain
+    assert "from random weights" in chain
+
+
+def test_a_dataset_of_another_tokenizer_is_refused(inputs: Path, tmp_path: Path) -> None:
+    make_inputs(tmp_path, bits=16)
+    recipe = write_recipe(
+        inputs, "mixed.yaml", run=str(inputs / "mixed"), data__latents=str(tmp_path / "latents")
+    )
+    done = bitdance("train", str(recipe))
+    assert done.returncode == 65
+    assert "fingerprint" in done.stdout and "Traceback" not in done.stdout

@@ -221,8 +221,9 @@ class _ClassStream:
         """The samples at positions begin to end - 1 of the stream."""
         position = np.arange(begin, end)
         sample_id = self._shuffle.sample_ids(position)
-        bucket = self.index.bucket[sample_id]
-        n_text = self.index.n_text[sample_id].astype(np.int64)
+        bucket = np.asarray(self.index.bucket)[sample_id]
+        n_text = np.asarray(self.index.n_text)[sample_id].astype(np.int64)
+        self.index.release()
         case = self._cases(position, n_text)
         caption = self._per_caption_token[case] * n_text
         return GlobalBatch(

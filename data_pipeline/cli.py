@@ -14,6 +14,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key of the recipe: --set a.b=c.", show_default=False),
 ]
+Dataset = Annotated[Path, typer.Argument(help="The dataset's folder.", show_default=False)]
 
 
 @app.command()
@@ -55,10 +56,40 @@ def tokenize(
 
 @app.command()
 def finalize(
-    dataset: Annotated[Path, typer.Argument(help="The dataset's folder.", show_default=False)],
+    dataset: Dataset,
     memory: Annotated[str, typer.Option(help="Limit for the search for near-duplicates.")] = "4GB",
 ) -> None:
     """Finish a dataset whose tasks are all done: leave out near-duplicates, index, manifest."""
     from data_pipeline.finalize import finalize_dataset
 
     finalize_dataset(str(dataset), memory)
+
+
+@app.command()
+def status(dataset: Dataset) -> None:
+    """Tell how far a dataset is: tasks done, under way and failed, samples a second, time left."""
+    from data_pipeline.status import print_status, read_status
+
+    print_status(read_status(dataset))
+
+
+@app.command()
+def retry(dataset: Dataset) -> None:
+    """Forget the failures of a dataset's tasks, so that the next `tokenize` tries them again."""
+    from data_pipeline.status import clear_failures
+    from foundation.progress import say
+
+    say(f"{clear_failures(dataset)} failures cleared; run `bitdance data tokenize` with the recipe again")
+
+
+@app.command()
+def verify(
+    dataset: Dataset,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read and unpack records of every shard, too.")
+    ] = False,
+) -> None:
+    """Check a finished dataset: every file's hash, counts, headers. Exit code 65 names each bad file."""
+    from data_pipeline.verify import verify_dataset
+
+    verify_dataset(dataset, deep)

@@ -53,13 +53,13 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
     recipe, plan = _read(folder)
     finished = _finished(folder, recipe)
     if finished is not None:
+        folder.sweep_all()
         say(f"{output}: finished already, {_totals(finished)}")
         return finished
     markers = _markers(folder, plan)
     dropped = _near_duplicates(folder, plan, recipe, memory)
     manifest = _write(folder, recipe, plan, markers, dropped)
-    for partial in folder.partials():  # all tasks are done, so nobody needs these any more
-        shutil.rmtree(partial, ignore_errors=True)
+    folder.sweep_all()
     _report(manifest, markers)
     return manifest
 
@@ -117,7 +117,7 @@ def _near_duplicates(
     """Task -> numbers of its pictures that are left out, sorted."""
     if recipe.near_duplicates is None:
         return {}
-    spill = folder.root / f".near-duplicates.{uuid.uuid4().hex[:8]}"
+    spill = folder.root / f".near-duplicates.{uuid.uuid4().hex[:8]}.partial"
     files = sql_list([str(folder.task(n) / "samples.parquet") for n in range(len(plan.shards))])
     pictures = (
         f"SELECT (({LARGEST_SIDE} - max(resolution))::UBIGINT << {TASK_BITS + PICTURE_BITS}) "

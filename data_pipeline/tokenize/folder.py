@@ -107,6 +107,14 @@ class DatasetFolder:
             if match and match[2] == platform.node() and not _alive(int(match[3])):
                 shutil.rmtree(path, ignore_errors=True)
 
+    def sweep_all(self) -> None:
+        """Remove everything unfinished, whoever's it is: for when the dataset is finished."""
+        for path in (*self.partials(), *self.root.glob(".*.partial"), *self.failures.glob(".*.partial")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def partials(self) -> list[Path]:
         """Folders of tasks under way, and what killed ones have left."""
         if not self.tasks.is_dir():

@@ -115,7 +115,7 @@ def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerMan
         example = sorted(known ^ found)[0]
         raise RecipeError(
             f"The input of {recipe.output} has changed since it was begun: {len(found - known)} are new "
-            f"and {len(known - found)} are gone (such as {example}); name another output folder"
+            f"and {len(known - found)} gone (such as {example}); name another output folder"
         )
     sizes = {shard.path: shard for shard in shards}
     return replace(plan, shards=tuple(sizes[shard.path] for shard in plan.shards))

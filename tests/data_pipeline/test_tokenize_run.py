@@ -253,7 +253,7 @@ def test_too_many_corrupt_images_fail_their_task_alone(work):
         run_tokenize(tokenize_recipe(work))
     folder.clear_failure(1)
     shutil.copy(work / "shards" / "00000.tar", work / "shards" / "00001.tar")
-    run_tokenize(tokenize_recipe(work, near_duplicates=None) if False else tokenize_recipe(work))
+    run_tokenize(tokenize_recipe(work))
     assert (work / "latents" / "manifest.json").exists()
 
 

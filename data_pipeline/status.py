@@ -1,0 +1,121 @@
+"""`bitdance data status` and `bitdance data retry`: the state of a dataset's tasks, read from its folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.manifest import MANIFEST_NAME
+from data_pipeline.tokenize.folder import DONE_NAME, PARTIAL, DatasetFolder, Plan
+from foundation.errors import DataError
+from foundation.progress import say
+
+ALIVE_SECONDS = 600.0  # a task under way writes shards; one that has not for so long has probably been killed
+
+
+@dataclass(frozen=True)
+class Status:
+    """A dataset's tasks.
+
+    Attributes:
+        tasks: in the plan.
+        done: finished.
+        running: under way: a working folder that changed in the last ten minutes.
+        failed: task -> reason.
+        read: samples read by finished tasks.
+        records: records written by them.
+        refused: samples in their quarantine lists.
+        samples_per_second: over the time between the first and the last finished task; None below two tasks.
+        seconds_left: at that rate; None where it is unknown.
+        finished: whether the dataset has its manifest.
+    """
+
+    tasks: int
+    done: int
+    running: int
+    failed: dict[int, str]
+    read: int
+    records: int
+    refused: int
+    samples_per_second: float | None
+    seconds_left: float | None
+    finished: bool
+
+
+def read_status(dataset: str | Path, now: float | None = None) -> Status:
+    """Look at a dataset's folder.
+
+    Args:
+        dataset: the folder.
+        now: seconds since the epoch; the clock's by default.
+
+    Raises:
+        DataError: no dataset has been begun there.
+    """
+    folder, plan = _open(dataset)
+    now = time.time() if now is None else now
+    markers = {n: folder.read_done(n) for n in range(len(plan.shards))}
+    done = {n: marker for n, marker in markers.items() if marker is not None}
+    failures = {n: folder.failure(n) for n in range(len(plan.shards)) if n not in done}
+    counts = [marker["counts"] for marker in done.values()]
+    read = sum(c["read"] for c in counts)
+    ends = [(folder.task(n) / DONE_NAME).stat().st_mtime for n in done]
+    rate = left = None
+    if len(ends) > 1 and max(ends) > min(ends):
+        # The first task's end starts the clock, so its own samples do not count.
+        tasks_per_second = (len(ends) - 1) / (max(ends) - min(ends))
+        rate = tasks_per_second * read / len(ends)
+        left = (len(plan.shards) - len(done)) / tasks_per_second
+    return Status(
+        tasks=len(plan.shards),
+        done=len(done),
+        running=sum(now - _newest(path) < ALIVE_SECONDS for path in folder.partials()),
+        failed={n: str(failure["reason"]) for n, failure in failures.items() if failure},
+        read=read,
+        records=sum(c["records"] for c in counts),
+        refused=sum(c["refused"] for c in counts),
+        samples_per_second=rate,
+        seconds_left=left,
+        finished=(folder.root / MANIFEST_NAME).exists(),
+    )
+
+
+def print_status(status: Status) -> None:
+    """Say it in a few lines."""
+    say(
+        f"{status.done:,} of {status.tasks:,} tasks done, {status.running:,} under way, "
+        f"{len(status.failed):,} failed; the dataset is {'finished' if status.finished else 'not finished'}"
+    )
+    say(f"{status.read:,} samples read, {status.refused:,} refused, {status.records:,} records written")
+    if status.samples_per_second is not None and status.seconds_left is not None:
+        left = f", {status.seconds_left / 3600:.1f} h left at that rate" if status.seconds_left else ""
+        say(f"{status.samples_per_second:,.1f} samples a second{left}")
+    for number, reason in sorted(status.failed.items()):
+        say(f"task {number:05d} failed: {reason}")
+
+
+def clear_failures(dataset: str | Path) -> int:
+    """Forget all failures, so that the next run tries those tasks again; their number."""
+    folder, plan = _open(dataset)
+    failed = [n for n in range(len(plan.shards)) if folder.failure(n) is not None]
+    for number in failed:
+        folder.clear_failure(number)
+    return len(failed)
+
+
+def _open(dataset: str | Path) -> tuple[DatasetFolder, Plan]:
+    folder = DatasetFolder(dataset)
+    plan = folder.read_plan()
+    if plan is None:
+        raise DataError(f"{dataset} holds no dataset that `bitdance data tokenize` has begun")
+    return folder, plan
+
+
+def _newest(path: Path) -> float:
+    """When anything under a working folder last changed; 0 where it has just gone away."""
+    assert PARTIAL.match(path.name)
+    try:
+        return max([path.stat().st_mtime, *(inner.stat().st_mtime for inner in path.rglob("*"))])
+    except FileNotFoundError:
+        return 0.0

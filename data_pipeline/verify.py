@@ -1,0 +1,150 @@
+"""`bitdance data verify`: does a finished dataset hold what its manifest says?
+
+Every file is hashed against the manifest, the index or its task's marker, counts are added up, and every
+shard's header is checked against its length. With `deep`, records spread over each shard are read and
+unpacked as well.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, Manifest, parse_manifest
+from data_pipeline.records import LATENT_COLUMNS, LatentRecord, unpack_bits
+from data_pipeline.tokenize.folder import DatasetFolder
+from foundation.errors import DataError, Problems
+from foundation.files import sha256_file
+from foundation.progress import say, track
+
+DEEP_RECORDS = 32  # records read from each shard
+
+
+def verify_dataset(dataset: str | Path, deep: bool = False) -> None:
+    """Check a finished dataset.
+
+    Raises:
+        DataError: it is not finished, or whatever is wrong with it: every bad file is named.
+    """
+    root = Path(dataset)
+    path = root / MANIFEST_NAME
+    if not path.exists():
+        raise DataError(
+            f"{root} has no {MANIFEST_NAME}: it is not finished (`bitdance data status` says why)"
+        )
+    manifest = parse_manifest(path.read_text(), str(path))
+    problems = Problems()
+    for name, entry in track(manifest.files.items(), "Checking the index", len(manifest.files)):
+        _check_file(root / name, entry.bytes, entry.sha256, problems)
+    problems.raise_if_any(DataError, f"{root} does not verify; `bitdance data finalize` mends its index")
+    shards = json.loads((root / "index.json").read_text())["shards"]
+    _check_counts(manifest, shards, root, problems)
+    _check_tasks(manifest, root, problems)
+    for place, shard in enumerate(track(shards, "Checking shards")):
+        _check_shard(root, shard, _class_of(manifest, place), manifest, deep, problems)
+    problems.raise_if_any(
+        DataError, f"{root} does not verify; `bitdance data tokenize` with its recipe makes bad tasks anew"
+    )
+    say(f"{root}: {len(shards):,} shards and {sum(c.samples for c in manifest.classes):,} samples verify")
+
+
+def _check_file(path: Path, size: int, sha256: str, problems: Problems) -> bool:
+    if not path.is_file():
+        problems.add(str(path), "is missing")
+    elif path.stat().st_size != size:
+        problems.add(str(path), f"has {path.stat().st_size:,} bytes, expected {size:,}")
+    elif sha256_file(path) != sha256:
+        problems.add(str(path), "has another content than when it was written (sha256)")
+    else:
+        return True
+    return False
+
+
+def _check_counts(manifest: Manifest, shards: list[dict[str, Any]], root: Path, problems: Problems) -> None:
+    if sum(c.shards for c in manifest.classes) != len(shards):
+        problems.add(str(root / "index.json"), f"{len(shards)} shards, the manifest has other numbers")
+    for section in manifest.classes:
+        own = shards[section.first_shard : section.first_shard + section.shards]
+        if sum(shard["samples"] for shard in own) != section.raw_samples:
+            problems.add(f"class {section.resolution}", "its shards hold another number of samples")
+        sizes = {
+            name: len(np.load(root / section.side / f"{name}.npy", mmap_mode=None, allow_pickle=False))
+            for name in ("n_text", "bucket", "shard_sizes", "dropped")
+        }
+        expected = {
+            "n_text": section.samples,
+            "bucket": section.samples,
+            "shard_sizes": section.shards,
+            "dropped": section.raw_samples - section.samples,
+        }
+        if sizes != expected:
+            problems.add(f"class {section.resolution}", f"its side index has lengths {sizes}, not {expected}")
+
+
+def _check_tasks(manifest: Manifest, root: Path, problems: Problems) -> None:
+    folder = DatasetFolder(root)
+    for number in track(range(manifest.tasks), "Checking tasks"):
+        marker = folder.read_done(number)
+        if marker is None:
+            problems.add(
+                str(folder.task(number)), "its marker is missing, damaged, or does not fit its files"
+            )
+        elif marker["fingerprint"] != manifest.tokenizer.fingerprint:
+            problems.add(str(folder.task(number)), "another tokenizer made it")
+        elif marker["text_hash"] != manifest.text_tokenizer.sha256:
+            problems.add(str(folder.task(number)), "another text tokenizer counted its captions")
+
+
+def _class_of(manifest: Manifest, shard: int) -> ClassManifest:
+    return next(c for c in reversed(manifest.classes) if c.first_shard <= shard)
+
+
+def _check_shard(
+    root: Path,
+    shard: dict[str, Any],
+    section: ClassManifest,
+    manifest: Manifest,
+    deep: bool,
+    problems: Problems,
+) -> None:
+    raw = shard["raw_data"]
+    path = root / raw["basename"]
+    if not _check_file(path, raw["bytes"], raw["hashes"]["sha256"], problems):
+        return
+    encodings = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+    if encodings != LATENT_COLUMNS:
+        problems.add(str(path), f"its columns are {encodings}, expected {LATENT_COLUMNS}")
+        return
+    count = int(np.fromfile(path, "<u4", 1)[0])
+    offsets = np.fromfile(path, "<u4", count + 1, offset=4)
+    if (
+        count != shard["samples"]
+        or offsets[-1] != raw["bytes"]
+        or np.any(np.diff(offsets.astype(np.int64)) <= 0)
+    ):
+        problems.add(str(path), "its header does not fit its length")
+    elif deep:
+        _check_records(root, shard, section, manifest, problems)
+
+
+def _check_records(
+    root: Path, shard: dict[str, Any], section: ClassManifest, manifest: Manifest, problems: Problems
+) -> None:
+    from data_pipeline.streaming_import import MDSReader
+
+    reader = MDSReader.from_json(str(root), "", dict(shard))
+    side = manifest.tokenizer.downsample
+    grids = {(height // side, width // side) for height, width in section.buckets}
+    for place in np.unique(np.linspace(0, shard["samples"] - 1, DEEP_RECORDS).astype(int)):
+        where = f"{root / shard['raw_data']['basename']}, record {place}"
+        try:
+            record = LatentRecord.from_mds(reader[int(place)])
+            unpack_bits(record.bits, record.h, record.w, manifest.tokenizer.bits_per_token)
+        except (ValueError, KeyError) as error:
+            problems.add(where, str(error))
+            continue
+        if (record.h, record.w) not in grids:
+            problems.add(where, f"a grid of {record.h} x {record.w} tokens, which is no bucket of its class")

@@ -5,8 +5,8 @@
     seconds = products.replay()
 
 Every matrix product and convolution is recorded with the weights and shapes it had, and replayed in the same
-order, so that caches are as warm or as cold. What the computation does besides (norms, activations, the solver,
-random numbers, Python; on a CPU attention too) is what the floor leaves out. Products with packed weights are
+order, so that caches are as warm or as cold. What the computation does besides (norms, activations, the
+solver, random numbers, Python; on a CPU attention too) is what the floor leaves out. Products with packed weights are
 replayed as plain ones: the floor is what torch takes without them.
 """
 
@@ -40,8 +40,14 @@ class MatrixProducts(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         packet = func.overloadpacket
+        if packet not in flop_registry:
+            # In inference mode composite operators, F.linear above all, arrive whole: take them apart.
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
         if str(packet) == "mkl._mkl_linear":
             x, _packed, weight, bias, _rows = args
             self.flops += 2 * x.numel() * weight.shape[0]

@@ -11,15 +11,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.backbone import GenerationCache, plan_packed, run_backbone
 from models.head import SamplerName
 from models.layout import SequenceTokens, check_grid, grid_places
+from models.packed_linear import packed_linears
 from models.tokenizer import binarize
 
 if TYPE_CHECKING:
     from models.text_to_image import TextToImageModel
+
+
+USES_THAT_PAY = 10
+"""Packing the weights of a linear layer takes as long as it saves in about so many of its uses."""
 
 
 class FlowSettings(NamedTuple):
@@ -91,18 +96,28 @@ def generate_bits(
         model, [[*prompt, *picture] for prompt in prompts], num_images, math.prod(grid)
     )
     patches: list[Tensor] = []
-    for step, place in enumerate(places):
-        if step:
-            # Both halves read the same bits; they differ in their prompts, and so in their positions.
-            embeddings = model.embed_bits(patches[-1].to(hidden.dtype), *places[step - 1])
-            embeddings = embeddings.repeat(len(prompts), 1, 1)
-            hidden = run_backbone(model.llm, embeddings, cache.advance(P), cache.attend, cache)
-        condition = model.head_condition(hidden, *place)
-        drawn = model.vision_head.sample(
-            condition, flow.guidance, steps=flow.steps, sampler=flow.sampler, generator=generator
-        )
-        patches.append(binarize(drawn[:num_images]))
+    with packed_linears(_worth_packing(model, flow.steps, len(places)), rows=hidden[..., 0].numel()):
+        for step, place in enumerate(places):
+            if step:
+                # Both halves read the same bits; they differ in their prompts, and so in their positions.
+                embeddings = model.embed_bits(patches[-1].to(hidden.dtype), *places[step - 1])
+                embeddings = embeddings.repeat(len(prompts), 1, 1)
+                hidden = run_backbone(model.llm, embeddings, cache.advance(P), cache.attend, cache)
+            condition = model.head_condition(hidden, *place)
+            drawn = model.vision_head.sample(
+                condition, flow.guidance, steps=flow.steps, sampler=flow.sampler, generator=generator
+            )
+            patches.append(binarize(drawn[:num_images]))
     return torch.cat(patches, dim=1)
+
+
+def _worth_packing(model: "TextToImageModel", steps: int, patches: int) -> list[nn.Module]:
+    """The parts whose weights serve often enough in one call to be laid out anew for it."""
+    uses: list[tuple[nn.Module, int]] = [
+        (model.llm.model.layers, patches - 1),
+        (model.vision_head.net, patches * (steps + 1)),
+    ]
+    return [part for part, times in uses if times >= USES_THAT_PAY]
 
 
 def _read_prompts(

@@ -20,6 +20,17 @@ from trainer.plan.cli import app as plan_app
 from trainer.report.cli import app as report_app
 from trainer.tokenizer_training.cli import app as tokenizer_app
 
+# One line a paragraph (hence the backslashes): typer keeps line breaks as they are.
+HELP = """Train BitDance: autoregressive text-to-image models that predict binary visual tokens.
+
+From photos to a picture, in the order of the work: [bold]data[/] turns image shards into binary latents with a \
+[bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting from the export of the \
+one before; [bold]generate[/] samples pictures from any export. Every job is a YAML recipe in configs/, and \
+every command may be run again: it goes on where it stopped, and says so when nothing is left to do.
+
+Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 70 a bug.
+"""
+
 
 class InOrder(TyperGroup):
     """Lists the commands in the order of the work, from photos to pictures, not by the alphabet."""
@@ -40,15 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Train BitDance: autoregressive text-to-image models that predict binary visual tokens.
-
-    From photos to a picture, in the order of the work: [bold]data[/] turns image shards into binary latents with a
-    [bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting from the export of the
-    one before; [bold]generate[/] samples pictures from any export. Every job is a YAML recipe in configs/, and
-    every command may be run again: it goes on where it stopped, and says so when nothing is left to do.
-
-    Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 70 a bug.
-    """,
+    help=HELP,
 )
 app.add_typer(data_app, name="data", help="From metadata and image shards to binary latents.")
 app.add_typer(tokenizer_app, name="tokenizer", help="Train the binary tokenizer.")
@@ -57,7 +60,7 @@ for room in (plan_app, trainer_app, report_app, evaluation_app, weights_app):
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one message and its exit code, a bug in a traceback and 70."""
+    """Run the command line: a user's mistake ends in one message and its exit code, a bug in a traceback."""
     try:
         app()
     except UserError as error:

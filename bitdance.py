@@ -23,10 +23,11 @@ from trainer.tokenizer_training.cli import app as tokenizer_app
 # One line a paragraph (hence the backslashes): typer keeps line breaks as they are.
 HELP = """Train BitDance: autoregressive text-to-image models that predict binary visual tokens.
 
-From photos to a picture, in the order of the work: [bold]data[/] turns image shards into binary latents \
-with a [bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting from the export \
-of the one before; [bold]generate[/] samples pictures from any export. Every job is a YAML recipe in configs/, and \
-every command may be run again: it goes on where it stopped, and says so when nothing is left to do.
+From photos to a picture, in the order of the work: [bold]data[/] turns image shards into binary \
+latents with a [bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting \
+from the export of the one before; [bold]generate[/] samples pictures from any export. Every job is a YAML \
+recipe in configs/, and every command may be run again: it goes on where it stopped, and says so when \
+nothing is left to do.
 
 Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 70 a bug.
 """

@@ -1,8 +1,8 @@
 """Drawing images from a class-conditional model, P tokens at a time, with a key-value cache.
 
 Rows of the batch: B conditional ones first; with guidance B unconditional ones (null class) after them. Under
-the linear schedule the scale of step 0 is 1: there each half draws its own first patch from its own noise, and
-goes on with it; from step 1 on both halves share the bits. A seed gives the published images only in this order.
+the linear schedule the scale of step 0 is 1: there each half draws its own first patch from its own noise and
+goes on with it; from step 1 on both halves share the bits. A seed gives the published images only this way.
 """
 
 from __future__ import annotations

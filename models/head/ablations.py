@@ -1,4 +1,4 @@
-"""The heads that the paper compares the diffusion head with (table 13): independent bits, and one class per token.
+"""What the paper compares the diffusion head with (table 13): independent bits, one class per token.
 
 Both are one linear layer on the hidden state of each token, trained with cross-entropy. Same interface as
 `DiffusionHead`: `loss(target, cond)` and `sample(cond)`.
@@ -24,7 +24,7 @@ def draw_class(logits: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 class BitwiseHead(nn.Module):
-    """Every bit is its own two-class problem, `Linear(D -> 2C)`: it cannot know how bits depend on one another."""
+    """Every bit is its own two-class problem, `Linear(D -> 2C)`: blind to how bits depend on one another."""
 
     def __init__(self, bits: int, width: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class BitwiseHead(nn.Module):
         return self.linear(cond).unflatten(-1, (self.bits, 2))
 
     def loss(self, target: Tensor, cond: Tensor) -> Tensor:
-        """Cross-entropy in nats, mean over bits: target -1/+1 `[N, P, C]`, cond `[N, P, D]` -> float32 `[N, P]`."""
+        """Cross-entropy in nats, mean over bits: target `[N, P, C]`, cond `[N, P, D]` -> float32 `[N, P]`."""
         logits = self.logits(cond).float()
         per_bit = F.cross_entropy(logits.flatten(0, -2), (target > 0).long().flatten(), reduction="none")
         return per_bit.view(target.shape).mean(dim=-1)
@@ -56,7 +56,7 @@ class TokenHead(nn.Module):
         parameters = (width + 1) * 2**bits
         if parameters > MAX_TOKEN_CLASSES_PARAMETERS:
             raise ValueError(
-                f"a token-classification head of {bits} bits at width {width} needs {parameters:.2g} parameters "
+                f"token classification of {bits} bits at width {width} needs {parameters:.2g} parameters "
                 f"({width + 1} x 2^{bits}); expected at most {MAX_TOKEN_CLASSES_PARAMETERS:.2g}: "
                 "use the diffusion head, or a tokenizer of fewer bits"
             )

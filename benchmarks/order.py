@@ -116,15 +116,25 @@ def measure_ours(folder: Path, counts: dict[int, int]) -> dict[str, float]:
 
 
 def write_streaming_index(folder: Path, samples: int) -> None:
+    common = {
+        "column_encodings": ["bytes"],
+        "column_names": ["bits"],
+        "column_sizes": [None],
+        "compression": None,
+        "format": "mds",
+        "hashes": [],
+        "size_limit": 1 << 26,
+        "version": 2,
+        "zip_data": None,
+    }
     shards = [
-        {
-            "column_encodings": ["bytes"], "column_names": ["bits"], "column_sizes": [None],
-            "compression": None, "format": "mds", "hashes": [], "samples": min(SHARD, samples - begin), "size_limit": 1 << 26,
-            "version": 2, "zip_data": None,
+        common
+        | {
+            "samples": min(SHARD, samples - begin),
             "raw_data": {"basename": f"shard.{begin // SHARD:05d}.mds", "bytes": 1 << 26, "hashes": {}},
         }
         for begin in range(0, samples, SHARD)
-    ]  # fmt: skip
+    ]
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
 
 

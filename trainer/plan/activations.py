@@ -1,8 +1,8 @@
 """The peak of a forward and backward pass over one pack, by running the real model on tensors without data.
 
-T packed tokens, D width, C bits per token, P tokens of a patch, N patches predicted, L text targets. The model's own
-code runs as in training, activation checkpointing included, with two small numbers of layers: the peak is linear in
-them. Only attention is replaced, by what a fused kernel (FlexAttention) keeps of it.
+T packed tokens, D width, C bits per token, P tokens of a patch, N patches predicted, L text targets. The
+model's own code runs as in training, activation checkpointing included, with two small numbers of layers: the
+peak is linear in them. Only attention is replaced, by what a fused kernel (FlexAttention) keeps of it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ActivationBytes:
     Attributes:
         per_layer: what each layer of the backbone keeps for the backward pass.
         layers: number of layers.
-        under_way: all else at the peak: a layer computed again, or the head, or the logits; a weight's gradient.
+        under_way: all else at the peak: a layer computed again, the head or the logits; a weight's gradient.
         head: peak of the diffusion head alone, forward and backward.
         logits: peak of logits and text loss alone, forward and backward.
     """
@@ -81,12 +81,12 @@ def activation_bytes(
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _build(config, FEW, dtype, checkpointing)
-        small = [peak_bytes(model, _batch(config, pack)) for pack in dict.fromkeys(packs)]
+        small = [peak_bytes(model, blank_batch(config, pack)) for pack in dict.fromkeys(packs)]
         longest = packs[0]
         model.given = torch.empty(longest.tokens, config.llm.hidden_size, dtype=dtype, requires_grad=True)
-        head = peak_bytes(model, _batch(config, dataclasses.replace(longest, text_targets=0)))
-        logits = peak_bytes(model, _batch(config, dataclasses.replace(longest, vision_targets=0)))
-        large = peak_bytes(_build(config, MORE, dtype, checkpointing), _batch(config, longest))
+        head = peak_bytes(model, blank_batch(config, dataclasses.replace(longest, text_targets=0)))
+        logits = peak_bytes(model, blank_batch(config, dataclasses.replace(longest, vision_targets=0)))
+        large = peak_bytes(_build(config, MORE, dtype, checkpointing), blank_batch(config, longest))
     per_layer = (large - small[0]) // (MORE - FEW)
     return ActivationBytes(
         per_layer, config.llm.num_hidden_layers, max(small) - FEW * per_layer, head, logits
@@ -115,7 +115,7 @@ def peak_bytes(model: TextToImageModel, batch: PackedBatch) -> int:
     return counter.peak
 
 
-class _FusedAttentionModel(TextToImageModel):
+class FusedAttentionModel(TextToImageModel):
     """The model with attention as a fused kernel sees it: no mask, nothing of size T^2.
 
     `given`, where it is set, stands for what the backbone would compute.
@@ -134,7 +134,7 @@ class _FusedAttentionModel(TextToImageModel):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a fused attention kernel keeps and allocates: q, k, v, the output, and a float32 per head and token."""
+    """What a fused kernel keeps and allocates: q, k, v, the output, and a float32 per head and token."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class _FusedAttention(torch.autograd.Function):
 
 def _build(
     config: TextToImageConfig, layers: int, dtype: torch.dtype, checkpointing: bool
-) -> _FusedAttentionModel:
+) -> FusedAttentionModel:
     llm = copy.deepcopy(config.llm)
     llm.num_hidden_layers = layers
     if getattr(llm, "layer_types", None):
@@ -159,7 +159,7 @@ def _build(
     ordinary = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # a module of fake tensors cannot be cast afterwards
     try:
-        model = _FusedAttentionModel(dataclasses.replace(config, llm=llm)).train()
+        model = FusedAttentionModel(dataclasses.replace(config, llm=llm)).train()
     finally:
         torch.set_default_dtype(ordinary)
     if checkpointing:
@@ -167,7 +167,7 @@ def _build(
     return model
 
 
-def _batch(config: TextToImageConfig, pack: PackShape) -> PackedBatch:
+def blank_batch(config: TextToImageConfig, pack: PackShape) -> PackedBatch:
     """A pack of this shape; what stands in it does not matter."""
 
     def places(n: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Packs as training will cut them, from the dataset's side index, or from an assumed mix where there is none yet."""
+"""Packs as training will cut them, from the dataset's side index, or from an assumed mix."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def open_dataset(section: DataSection, downsample: int, assumptions: list[str]) 
 
         return LatentDataset(section.latents)
     assumptions.append(
-        f"{section.latents} is not here: captions have {CAPTION_MEDIAN} tokens in the median, log-normal, at most "
-        f"{CAPTION_LONGEST}; pictures take the published sizes of their class alike"
+        f"{section.latents} is not here: captions have {CAPTION_MEDIAN} tokens in the median, log-normal, "
+        f"at most {CAPTION_LONGEST}; pictures take the published sizes of their class alike"
     )
     return AssumedDataset([r for r, weight in section.ratio.items() if weight], downsample)
 

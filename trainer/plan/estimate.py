@@ -120,16 +120,10 @@ def make_plan(recipe: StageRecipe, recipe_path: Path, ranks: int, gpu_name: str,
     model = model_size(recipe, recipe_path)
     config = model.config
     assumptions = list(model.assumptions)
+    bits = config.head.ch_target
     dataset = open_dataset(recipe.data, config.tokenizer_downsample, assumptions)
     batch = batch_figures(
-        recipe.data,
-        dataset,
-        config.p,
-        config.head.ch_target,
-        ranks,
-        recipe.steps,
-        sample_cost(config),
-        QWEN_TEMPLATE,
+        recipe.data, dataset, config.p, bits, ranks, recipe.steps, sample_cost(config), QWEN_TEMPLATE
     )
     parameters = count_parameters(config)
     activations = activation_bytes(

@@ -16,7 +16,7 @@ class Gpu:
     Attributes:
         memory: bytes that a process can see.
         peak_flops: bfloat16 tensor-core FLOP/s, dense.
-        nvlink: bytes/s that one GPU sends to others of its node, while it receives as many; as collectives reach it.
+        nvlink: bytes/s that one GPU sends to others of its node, while it receives as many.
         network: bytes/s to other nodes, likewise: the GPU's share of the node's network cards.
         price: dollars an hour. A guess to be replaced by one's own (`--price`).
     """

@@ -1,7 +1,7 @@
 """How many bytes of tensors a computation holds at its peak, without doing it.
 
-Under torch's fake tensors every operation gives a tensor of the right shape and no data, so the real model at its
-full size runs on a laptop in a second; here the storages that are alive are counted meanwhile.
+Under torch's fake tensors every operation gives a tensor of the right shape and no data, so the real model at
+its full size runs on a laptop in a second; here the storages that are alive are counted meanwhile.
 """
 
 from __future__ import annotations

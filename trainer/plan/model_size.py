@@ -1,8 +1,8 @@
 """The sizes of the model that a recipe trains, from wherever they are written; no weights are needed.
 
-What a stage starts from may not exist yet (the export of the stage before) or not be here (a hub's model). Then its
-size comes from the recipe that will make it, or from what is known of the published models; what had to be assumed is
-said.
+What a stage starts from may not exist yet (the export of the stage before) or not be here (a hub's model).
+Then its size comes from the recipe that will make it, or from what is known of the published models; what had
+to be assumed is said.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def model_size(recipe: StageRecipe, recipe_path: Path) -> ModelSize:
     """The size of the model that the recipe trains.
 
     Args:
-        recipe_path: where the recipe lies: a stage that is not trained yet is looked for among its neighbours.
+        recipe_path: where the recipe lies: one that makes what it starts from is looked for beside it.
 
     Raises:
         RecipeError: nothing tells the size.
@@ -87,8 +87,9 @@ def _recipe_that_makes(export: Path, recipe_path: Path) -> Path:
         if isinstance(values, dict) and values.get("run") and Path(values["run"]) / "export" == export:
             return candidate
     raise RecipeError(
-        f"model.init_from: {export} does not exist, and no recipe in {recipe_path.parent} has `run: {export.parent}`. "
-        "Train or fetch what this stage starts from, or put the recipe that makes it beside this one."
+        f"model.init_from: {export} does not exist, and no recipe in {recipe_path.parent} has "
+        f"`run: {export.parent}`. Train or fetch what this stage starts from, or put the recipe that makes "
+        "it beside this one."
     )
 
 
@@ -147,7 +148,8 @@ def _tokenizer(recipe: StageRecipe, assumptions: list[str]) -> tuple[int, int]:
         config = read_tokenizer_config(recipe.tokenizer)
     except ValueError:
         assumptions.append(
-            f"{recipe.tokenizer} is not here: a token has {PUBLISHED_BITS} bits and is {PUBLISHED_DOWNSAMPLE} px wide"
+            f"{recipe.tokenizer} is not here: a token has {PUBLISHED_BITS} bits and stands for "
+            f"{PUBLISHED_DOWNSAMPLE} x {PUBLISHED_DOWNSAMPLE} px"
         )
         return PUBLISHED_BITS, PUBLISHED_DOWNSAMPLE
     return config.z_channels, config.downsample

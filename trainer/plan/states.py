@@ -1,15 +1,16 @@
 """Bytes that training keeps from step to step, on one GPU, by ZeRO stage.
 
-N parameters, R ranks, b bytes of a weight that is computed with (2 in bfloat16, 4 in float32). What is kept, in bytes a
-parameter (Rajbhandari et al., "ZeRO", 2020, section 3.1, with the float32 sums of gradients that our engine asks for):
+N parameters, R ranks, b bytes of a weight that is computed with (2 in bfloat16, 4 in float32). What is kept,
+in bytes a parameter (Rajbhandari et al., "ZeRO", 2020, section 3.1; our engine sums gradients up in float32
+in stages 2 and 3):
 
-    stage              weights  gradients                  master  moments  average
-    0 (float32 only)   4        4                          -       8        4/R
-    1                  b        b, and b/R                 4/R     8/R      4/R
-    2                  b        4/R                        4/R     8/R      4/R
-    3                  b/R      4/R                        4/R     8/R      4/R
+    stage              weights  gradients  master  moments  average
+    0 (float32 only)   4        4          -       8        4/R
+    1                  b        b          4/R     8/R      4/R
+    2                  b        4/R        4/R     8/R      4/R
+    3                  b/R      4/R        4/R     8/R      4/R
 
-In stage 3 small parameters (norms, biases) stay whole on every rank besides; they are counted with the weights.
+In stage 3 small parameters (norms, biases) stay whole on every rank besides; they count as weights.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Parameters:
     Attributes:
         sizes: elements of each tensor.
         in_layer: elements of all tensors of one layer of the backbone.
-        by_part: elements of the "embedding", the "output" embedding, the "backbone", the "projector", the "head".
+        by_part: elements of the "embedding", the "output" embedding, the rest of the "backbone", the
+            "projector" and the "head".
     """
 
     sizes: tuple[int, ...]
@@ -55,7 +57,7 @@ class Parameters:
         return sum(self.sizes)
 
     def padded(self, ranks: int) -> int:
-        """Elements that a rank holds of its parameters where each is cut into equal parts, the last ones padded."""
+        """Elements on a rank where each tensor is cut into equal parts, the last ones padded."""
         return sum(math.ceil(size / ranks) for size in self.sizes)
 
 
@@ -96,14 +98,14 @@ def state_bytes(
     ema = 4 * math.ceil(total / ranks) if average else 0
     if zero.stage == 0:
         return StateBytes(weights=4 * total, gradients=4 * total, master=0, moments=8 * total, average=ema)
-    gradients = 4 * share if zero.stage > 1 else width * (total + share)
+    gradients = 4 * share if zero.stage > 1 else width * total
     weights = width * (share + _persistent(parameters, zero, ranks) if zero.stage == 3 else total)
     state = StateBytes(weights, gradients, master=4 * share, moments=8 * share, average=ema)
     return _offload(state, zero)
 
 
 def step_bytes(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
-    """Bytes that the optimizer's step needs for a moment: the gradient of its share, and two temporaries of Adam's.
+    """Bytes that the optimizer's step needs for a moment: its share's gradient, two temporaries of Adam's.
 
     Activations are gone by then, so of the two peaks only the larger one counts.
     """
@@ -137,15 +139,16 @@ def _offload(state: StateBytes, zero: ZeroSection) -> StateBytes:
 def communication_bytes(parameters: Parameters, zero: ZeroSection, precision: Precision, ranks: int) -> int:
     """Bytes of weights that are gathered, and of gradients on their way, at the most.
 
-    Stage 3 gathers weights ahead of use and keeps them up to `stage3_max_live_parameters` elements; gradients are
-    collected in a bucket, reduced from a copy of it, and one larger than the bucket goes by itself.
+    Stage 3 gathers weights ahead of use and keeps them up to `stage3_max_live_parameters` elements; gradients
+    are collected in a bucket, reduced from a copy of it, and one larger than the bucket goes by itself.
     """
     if ranks == 1 and zero.stage == 0:
         return 0
     width, total, largest = BYTES[precision], parameters.total, max(parameters.sizes)
     bucket = min(zero.reduce_bucket_size or BUCKET, total)
-    # overlap_comm gives the engine a second bucket to fill while the first is being reduced.
-    reducing = width * (bucket * (2 if zero.overlap_comm is not False else 1) + max(bucket, largest))
+    # Below stage 3 overlap_comm adds a second bucket, to be filled while the first is being reduced.
+    buckets = 2 if zero.stage < 3 and zero.overlap_comm else 1
+    reducing = width * (bucket * buckets + max(bucket, largest))
     if zero.stage < 3:
         return reducing
     prefetch = zero.stage3_prefetch_bucket_size

@@ -56,7 +56,10 @@ def _memory(plan: Plan, fixes: list[str]) -> Iterator[str]:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     yield _row("total", memory.total, f"of {plan.gpu.memory / GIB:.1f}: {verdict}")
     if states.host or states.nvme:
-        yield f"  offloaded by each rank: {states.host / GIB:.1f} GiB to host memory, {states.nvme / GIB:.1f} to NVMe"
+        yield (
+            f"  offloaded by each rank: {states.host / GIB:.1f} GiB to host memory, "
+            f"{states.nvme / GIB:.1f} to NVMe"
+        )
     if not plan.fits:
         yield "What would make it fit:" if fixes else "Nothing known here makes it fit: take a larger GPU."
         yield from (f"  - {fix}" for fix in fixes)
@@ -100,7 +103,8 @@ def _disk(plan: Plan) -> Iterator[str]:
     yield ""
     yield f"Checkpoint: {saving.bytes / 1e9:.0f} GB, {saving.bytes / plan.ranks / 1e9:.2f} GB from each rank"
     yield (
-        f"  best interval {saving.best_seconds / 60:.0f} min with a stall of {saving.stall_seconds:.0f} s (Young/Daly)"
+        f"  best interval {saving.best_seconds / 60:.0f} min with a stall of {saving.stall_seconds:.0f} s "
+        "(Young/Daly)"
         + (f"; the recipe's {every:.0f} min leave {saving.effective_at(every * 60):.1%}" if every else "")
     )
     images = plan.recipe.data.global_batch_size * plan.recipe.steps

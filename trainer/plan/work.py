@@ -23,7 +23,7 @@ class Work:
 
     Attributes:
         compute_seconds: of a step, at the stated MFU.
-        network_seconds: of a step, that weights and gradients travel between GPUs; it overlaps with computing.
+        network_seconds: of a step, that weights and gradients travel; it overlaps with computing.
         steps: of the run.
     """
 
@@ -83,8 +83,8 @@ def run_time(
     """Time of a step and of the run.
 
     Args:
-        mfu: share of the GPU's peak that the FLOPs of forward and backward reach, over packs of mean cost; waiting
-            for the heaviest pack comes on top.
+        mfu: share of the GPU's peak that the FLOPs of forward and backward reach, over packs of mean cost;
+            waiting for the heaviest pack comes on top.
     """
     compute = batch.flops * batch.imbalance / (ranks * gpu.peak_flops * mfu)
     sent = network_bytes(parameters, zero, precision, batch.micro_steps) if ranks > 1 else 0.0
@@ -96,9 +96,9 @@ def run_time(
 def network_bytes(parameters: int, zero: ZeroSection, precision: Precision, micro_steps: float) -> float:
     """Bytes that each GPU receives in a step, times (ranks - 1)/ranks.
 
-    Stage 3 gathers all weights for the forward and again for the backward pass, and reduces all gradients, in each
-    micro-step. Stage 2 reduces in each micro-step, and gathers the new weights once. Stages 0 and 1 sum the step's
-    gradients up once, which moves them twice, and stage 1 gathers the new weights.
+    Stage 3 gathers all weights for the forward and again for the backward pass, and reduces all gradients, in
+    each micro-step. Stage 2 reduces in each micro-step, and gathers the new weights once. Stages 0 and 1 sum
+    the step's gradients up once, which moves them twice, and stage 1 gathers the new weights.
     """
     whole = BYTES[precision] * parameters
     return whole * {0: 2.0, 1: 3.0, 2: micro_steps + 1.0, 3: 3.0 * micro_steps}[zero.stage]

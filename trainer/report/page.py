@@ -172,7 +172,7 @@ def _restarts(data: RunData) -> str:
 
 
 def _skips(data: RunData) -> str:
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for event in data.of_kind("skipped", "rewound"):
         if event["event"] == "rewound":
             over = ", ".join(str(step) for step in event.get("passed_over", ()))

@@ -1,0 +1,136 @@
+"""`bitdance plan`: the whole answer, and the arithmetic behind it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from foundation.errors import RecipeError
+from foundation.recipes import load_recipe
+from models.text_to_image import preset
+from trainer.costs import sample_cost
+from trainer.plan.batches import AssumedDataset, batch_figures
+from trainer.plan.cli import app
+from trainer.plan.gpus import GPUS, find_gpu
+from trainer.plan.model_size import QWEN_TEMPLATE, model_size
+from trainer.plan.work import Saving, network_bytes, run_time
+from trainer.recipe import StageRecipe, ZeroSection
+
+ROOT = Path(__file__).parents[2]
+SMALL = ROOT / "configs/t2i/qwen3-0.6b/pt.yaml"
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Recipes name folders relative to the repository, none of which exist in a fresh checkout."""
+    monkeypatch.chdir(ROOT)
+
+
+def plan(*arguments: str) -> tuple[int, dict]:
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_a_plan_that_fits(here):
+    code, answer = plan(str(SMALL), "--gpus", "8")
+    assert code == 0 and answer["fits"] and not answer["remedies"]
+    memory = answer["memory"]
+    assert memory["total"] < memory["available"]
+    assert memory["states.master"] == pytest.approx(4 * answer["parameters"]["total"] / 8, rel=0.01)
+    assert answer["checkpoint_bytes"] == 12 * answer["parameters"]["total"]
+    assert answer["batch"]["utilization"] > 0.95 and answer["batch"]["imbalance"] < 1.03
+    assert 1.0e12 < answer["dataset_bytes"] < 1.3e12  # 256M pictures of 1, 4 and 16 KiB as 2:7:1
+    assert any("pt is not here" in line for line in answer["assumptions"])
+
+
+def test_a_plan_that_does_not_fit_says_what_would(here):
+    large = ["--gpus", "8", "--gpu", "a100-40g", "--set", "data.max_tokens=49152"]
+    code, answer = plan(str(SMALL), *large, "--set", "activation_checkpointing=false")
+    assert code == 78 and not answer["fits"]
+    assert any("activation_checkpointing: true" in line for line in answer["remedies"])
+    code, answer = plan(str(SMALL), *large)
+    assert code == 0 and answer["fits"]
+
+
+def test_the_answer_for_a_person(here):
+    done = CliRunner().invoke(app, [str(SMALL), "--gpus", "8"])
+    for words in (
+        "Memory of each GPU",
+        "logits alone",
+        "micro-steps",
+        "MFU",
+        "GPU hours",
+        "Young/Daly",
+        "fits",
+    ):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize("name", ["ct", "sft", "distill"])
+def test_a_stage_takes_its_size_from_the_recipes_before_it(here, name):
+    path = ROOT / "configs/t2i" / f"{name}.yaml"
+    size = model_size(load_recipe(StageRecipe, path), path)
+    rows = 151_669 + 256 + (63 if name == "distill" else 15)
+    wanted = preset("14b", 8 if name == "distill" else 4, vocabulary=rows)
+    assert size.config.head == wanted.head
+    assert size.config.llm.to_dict() == wanted.llm.to_dict()
+
+
+def test_a_stage_whose_start_nobody_knows_is_refused(here, tmp_path):
+    text = (ROOT / "configs/t2i/ct.yaml").read_text()
+    (tmp_path / "ct.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"runs/t2i/14b/pt/export does not exist, and no recipe in"):
+        model_size(load_recipe(StageRecipe, tmp_path / "ct.yaml"), tmp_path / "ct.yaml")
+
+
+def test_an_unknown_gpu_is_refused_with_those_that_are_known():
+    with pytest.raises(RecipeError, match=r"h100-80g"):
+        find_gpu("h100")
+
+
+def figures(ranks: int):
+    recipe = load_recipe(StageRecipe, ROOT / "configs/t2i/pt.yaml")
+    dataset = AssumedDataset([256, 512, 1024], 16)
+    cost = sample_cost(preset("14b", 4))
+    return recipe, batch_figures(recipe.data, dataset, 4, 32, ranks, recipe.steps, cost, QWEN_TEMPLATE), cost
+
+
+def test_batches_are_those_of_training():
+    recipe, batch, cost = figures(128)
+    assert batch.tokens / recipe.data.global_batch_size == pytest.approx(1250, rel=0.03)
+    assert batch.bits_bytes == pytest.approx(2560 * (0.2 * 1 + 0.7 * 4 + 0.1 * 16) * 1024, rel=0.03)
+    # 6 FLOPs for each parameter that a token meets, and those of attention.
+    assert batch.flops > 3 * cost.per_token * batch.tokens
+    assert batch.flops < 1.3 * 6 * 16.5e9 * batch.tokens
+    assert all(pack.tokens <= recipe.data.max_tokens for pack in batch.packs)
+
+
+def test_time_of_a_step_is_work_over_rate():
+    _, batch, _ = figures(128)
+    gpu, zero = GPUS["h100-80g"], ZeroSection(stage=3)
+    work = run_time(batch, gpu, 128, 0.4, 1000, 10**10, zero, "bfloat16")
+    assert work.compute_seconds == pytest.approx(batch.flops * batch.imbalance / (128 * 989e12 * 0.4))
+    twice = run_time(batch, gpu, 128, 0.8, 1000, 10**10, zero, "bfloat16")
+    assert twice.compute_seconds == pytest.approx(work.compute_seconds / 2)
+    assert twice.network_seconds == work.network_seconds
+    assert run_time(batch, gpu, 1, 0.4, 1, 10**10, zero, "bfloat16").network_seconds == 0
+
+
+def test_traffic_grows_with_micro_steps_only_where_it_does():
+    def sent(stage: int, micro_steps: int) -> float:
+        return network_bytes(10**9, ZeroSection(stage=stage), "bfloat16", micro_steps)
+
+    assert sent(1, 1) == sent(1, 8)
+    assert sent(2, 2) - sent(2, 1) == 2e9 and sent(3, 2) - sent(3, 1) == 6e9
+
+
+@pytest.mark.parametrize(("gpus", "minutes"), [(64, 87), (128, 62), (256, 44), (512, 31)])
+def test_the_best_interval_is_youngs_and_no_other_is_better(gpus, minutes):
+    saving = Saving(10**11, 8064 / gpus * 3600, stall_seconds=30)
+    assert saving.best_seconds / 60 == pytest.approx(minutes, abs=1)
+    others = [saving.effective_at(saving.best_seconds * factor) for factor in (0.5, 0.9, 1.1, 2)]
+    assert saving.effective > max(others)
+    assert math.isclose(saving.effective, saving.effective_at(saving.best_seconds))

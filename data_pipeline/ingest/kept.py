@@ -84,7 +84,7 @@ def scores_of(fields: dict[str, Any]) -> dict[str, float]:
 
 
 def known_scores(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
-    """The finite numbers among the pairs, to six digits: the predictors promise less, and records stay small."""
+    """The finite numbers among the pairs, to six digits: predictors promise less, and records stay small."""
     scores = {}
     for name, value in pairs:
         try:

@@ -1,17 +1,26 @@
-"""Lists image shards and opens them, local or `s3://`."""
+"""The list of input shards, and each shard's samples, whatever their kind."""
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
 from data_pipeline.ingest.kept import identity
+from data_pipeline.ingest.loose_files import (
+    class_caption,
+    class_captions,
+    folder_parts,
+    jsonl_parts,
+    read_folder_part,
+    read_jsonl_part,
+)
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused
+from data_pipeline.ingest.storage import exists, matching_files, open_stream
+from data_pipeline.ingest.tables import open_table, read_table
 from data_pipeline.ingest.tars import read_tar
 from foundation.errors import DataError, Problems
 from foundation.progress import say
@@ -23,11 +32,25 @@ class Shard:
 
     Attributes:
         path: local path or `s3://` address.
-        size: bytes.
+        size: bytes; another size means another content.
+        first: number of its first picture, for a part of a folder or manifest; for a tar in a tar, the byte
+            at which it begins.
+        count: pictures, for a part of a folder or manifest.
+        name: of a tar in a tar.
     """
 
     path: str
     size: int
+    first: int = 0
+    count: int = 0
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tells the shard from all others, for messages."""
+        if self.name:
+            return f"{self.path}[{self.name}]"
+        return f"{self.path}[{self.first}:{self.first + self.count}]" if self.count else self.path
 
 
 def list_shards(section: InputSection) -> list[Shard]:
@@ -37,108 +60,143 @@ def list_shards(section: InputSection) -> list[Shard]:
         DataError: a pattern without a match, an empty shard, or shards that are not complete.
     """
     problems = Problems()
-    found: dict[str, int] = {}
+    shards: dict[str, Shard] = {}
     for pattern in section.path:
-        matches = _sizes(pattern)
-        if not matches:
-            problems.add(pattern, "no shard there", "give a folder of tars, or a glob such as shards/*.tar")
-        found.update(matches)
-    for path, size in found.items():
-        if size == 0:
-            problems.add(path, "is empty", "fetch it again or remove it")
-    complete = [path for path in found if _has_stats(path)]
-    incomplete = sorted(path for path in found if path not in complete) if complete else []
-    for path in incomplete:
-        if section.incomplete == "refuse":
+        found = list(_LISTERS[section.kind](pattern, section, problems))
+        if not found and not problems.lines:
             problems.add(
-                path,
-                f"has no {os.path.basename(_stats_path(path))}, so its download did not finish",
-                "finish it, or set input.incomplete to skip or read",
+                pattern, f"no pictures of kind {section.kind!r} there", "see input.kind and input.path"
             )
-        elif section.incomplete == "skip":
-            del found[path]
+        for shard in found:
+            shards[shard.label] = shard
+    for shard in shards.values():
+        if shard.size == 0:
+            problems.add(shard.label, "is empty", "fetch it again or remove it")
+    if section.kind == "webdataset":
+        shards = _complete_ones(shards, section, problems)
     problems.raise_if_any(DataError, "The image shards cannot be used")
-    if incomplete and section.incomplete == "skip":
-        say(f"{len(incomplete)} shards without _stats.json are skipped")
-    return [Shard(path, found[path]) for path in sorted(found)]
+    return sorted(shards.values(), key=lambda shard: (shard.path, shard.first))
 
 
 def read_shard(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
     """The samples of a shard, in its order; DataError where the shard as a whole cannot be used."""
-    with open_stream(shard.path) as stream:
-        yield from read_tar(stream, shard.path, section.max_member_bytes)
+    match section.kind:
+        case "folder" | "classes":
+            yield from read_folder_part(shard.path, shard.first, shard.count, section)
+        case "jsonl":
+            yield from read_jsonl_part(shard.path, shard.first, shard.count, section)
+        case "parquet":
+            yield from read_table(shard.path, section)
+        case "webdataset":
+            with open_stream(shard.path) as stream:
+                yield from read_tar(stream, shard.path, section.max_member_bytes)
+        case "class_tars":
+            yield from _read_class_tar(shard, section)
 
 
 def shard_identities(shard: Shard, section: InputSection, by: str) -> list[Any]:
     """What a filter's rows know the shard's samples by, without those that lack it.
 
-    Read from the parquet that img2dataset leaves beside its tar where that has the column, else from the samples'
-    json, at the cost of reading the tar once more.
+    Read from the parquet that img2dataset leaves beside its tar where that has the column, else from the
+    samples themselves, at the cost of reading the shard once more.
     """
-    table = _sidecar(shard.path)
-    if table is not None and by in table.schema_arrow.names:
-        values = table.read([by]).column(by).to_pylist()
-        samples = (RawSample("", b"", None, {by: value}) for value in values)
-    else:
-        read = read_shard(shard, section)
-        samples = (sample for sample in read if isinstance(sample, RawSample))
+    table = shard.path if section.kind == "parquet" else shard.path.removesuffix(".tar") + ".parquet"
+    if section.kind in ("webdataset", "parquet") and exists(table):
+        sidecar = open_table(table)
+        if by in sidecar.schema_arrow.names:
+            values = sidecar.read([by]).column(by).to_pylist()
+            fields = (RawSample("", b"", None, {by: value}) for value in values)
+            return [key for key in (identity(sample, by) for sample in fields) if key is not None]
+    samples = (sample for sample in read_shard(shard, section) if isinstance(sample, RawSample))
     return [key for key in (identity(sample, by) for sample in samples) if key is not None]
 
 
-def _sidecar(path: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    beside = path.removesuffix(".tar") + ".parquet"
-    try:
-        if path.startswith("s3://"):
-            import fsspec
-
-            return pq.ParquetFile(beside.removeprefix("s3://"), filesystem=fsspec.filesystem("s3"))
-        return pq.ParquetFile(beside)
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
+def _list_tars(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
+    for path, size in matching_files(pattern, ".tar").items():
+        yield Shard(path, size)
 
 
-@contextmanager
-def open_stream(path: str) -> Iterator[IO[bytes]]:
-    """Open a local file or an `s3://` object for reading; DataError where that fails."""
-    try:
-        if path.startswith("s3://"):
-            import fsspec
-
-            with fsspec.open(path, "rb") as stream:
-                yield cast(IO[bytes], stream)
-        else:
-            with open(path, "rb") as stream:
-                yield stream
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist any more") from None
+def _list_tables(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
+    for path, size in matching_files(pattern, ".parquet").items():
+        yield Shard(path, size)
 
 
-def _sizes(pattern: str) -> dict[str, int]:
-    """Path -> size of what a pattern stands for; a folder stands for the tars in it."""
-    if pattern.startswith("s3://"):
-        import fsspec
+def _list_folder(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
+    for first, count, size in folder_parts(pattern, section):
+        yield Shard(pattern, size, first, count)
 
-        filesystem: Any = fsspec.filesystem("s3")
-        pattern = pattern if pattern.endswith(".tar") else pattern.rstrip("/") + "/*.tar"
-        details = filesystem.glob(pattern, detail=True)
-        return {f"s3://{path}": int(info["size"]) for path, info in details.items()}
-    if os.path.isdir(pattern):
-        pattern = os.path.join(glob.escape(pattern), "*.tar")
-    return {
-        path: os.path.getsize(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
-    }
+
+def _list_manifests(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
+    for path in matching_files(pattern, ".jsonl"):
+        for first, count, size in jsonl_parts(path, section):
+            yield Shard(path, size, first, count)
+
+
+def _list_class_tars(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
+    for path, size in matching_files(pattern, ".tar").items():
+        try:
+            with open_stream(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+                head = tar.next()
+                if head is None or not head.name.endswith(".tar"):
+                    yield Shard(path, size)
+                    continue
+                for member in tar:  # from the first one again
+                    if member.isreg() and member.name.endswith(".tar"):
+                        yield Shard(path, member.size, member.offset_data, name=os.path.basename(member.name))
+        except tarfile.TarError as error:
+            problems.add(path, f"is no tar, damaged or cut short ({error})", "fetch it again")
+
+
+_LISTERS: dict[str, Callable[[str, InputSection, Problems], Iterator[Shard]]] = {
+    "webdataset": _list_tars,
+    "parquet": _list_tables,
+    "folder": _list_folder,
+    "classes": _list_folder,
+    "jsonl": _list_manifests,
+    "class_tars": _list_class_tars,
+}
+
+
+def _complete_ones(shards: dict[str, Shard], section: InputSection, problems: Problems) -> dict[str, Shard]:
+    """Without unfinished downloads, or with a problem for each, as the recipe says."""
+    complete = {path for path in shards if exists(_stats_path(path))}
+    incomplete = sorted(set(shards) - complete) if complete else []
+    if section.incomplete == "read" or not incomplete:
+        return shards
+    if section.incomplete == "skip":
+        say(f"{len(incomplete)} shards without _stats.json are skipped")
+        return {path: shard for path, shard in shards.items() if path in complete}
+    for path in incomplete:
+        stats = os.path.basename(_stats_path(path))
+        fix = "finish it, or set input.incomplete to skip or read"
+        problems.add(path, f"has no {stats}, so its download did not finish", fix)
+    return shards
 
 
 def _stats_path(path: str) -> str:
     return path.removesuffix(".tar") + "_stats.json"
 
 
-def _has_stats(path: str) -> bool:
-    if path.startswith("s3://"):
-        import fsspec
+def _read_class_tar(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
+    captions = class_captions(section)
+    name = os.path.basename(shard.name or shard.path).removesuffix(".tar")
+    with open_stream(shard.path) as stream:
+        stream.seek(shard.first)
+        inner = cast(IO[bytes], _Bounded(stream, shard.size)) if shard.name else stream
+        for sample in read_tar(inner, shard.label, section.max_member_bytes):
+            if isinstance(sample, RawSample):
+                sample = replace(sample, caption=class_caption(name, captions))
+            yield sample
 
-        return bool(fsspec.filesystem("s3").exists(_stats_path(path)))
-    return os.path.exists(_stats_path(path))
+
+class _Bounded:
+    """A stretch of a stream."""
+
+    def __init__(self, stream: IO[bytes], size: int):
+        self.stream = stream
+        self.left = size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(data)
+        return data

@@ -151,7 +151,7 @@ class DatasetFolder:
     def fail(self, number: int, shard: Shard, reason: str) -> None:
         """Record that a task cannot be done."""
         with atomic_write(self.failures / f"{number:05d}.json") as file:
-            json.dump({"reason": reason, "shard": shard.path, "size": shard.size}, file, indent=1)
+            json.dump({"reason": reason, "shard": shard.label, "size": shard.size}, file, indent=1)
 
     def clear_failure(self, number: int) -> None:
         """Forget a failure, so that the task is tried again."""

@@ -110,15 +110,15 @@ def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerMan
             f"The tokenizer {recipe.tokenizer} has other weights than when {recipe.output} was begun (now "
             f"{now}, then {then}); name another output folder"
         )
-    known, found = {shard.path for shard in plan.shards}, {shard.path for shard in shards}
+    known, found = {shard.label for shard in plan.shards}, {shard.label for shard in shards}
     if known != found:
         example = sorted(known ^ found)[0]
         raise RecipeError(
             f"The input of {recipe.output} has changed since it was begun: {len(found - known)} are new "
             f"and {len(known - found)} gone (such as {example}); name another output folder"
         )
-    sizes = {shard.path: shard for shard in shards}
-    return replace(plan, shards=tuple(sizes[shard.path] for shard in plan.shards))
+    by_label = {shard.label: shard for shard in shards}
+    return replace(plan, shards=tuple(by_label[shard.label] for shard in plan.shards))
 
 
 def _text_tokenizer(recipe: TokenizeRecipe, folder: DatasetFolder, shards: list[Shard]) -> tuple[str, Any]:
@@ -156,7 +156,11 @@ def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[in
     missing: list[int] = []
     failed: dict[int, str] = {}
     for number in numbers:
-        if folder.read_done(number) is not None:
+        marker = folder.read_done(number)
+        if marker is not None:
+            if marker["shard_bytes"] != plan.shards[number].size:
+                label = plan.shards[number].label
+                failed[number] = f"{label} has changed since; to do it anew, remove {folder.task(number)}"
             continue
         if folder.task(number).exists():
             say(f"task {number:05d} does not verify and is done again")

@@ -197,14 +197,14 @@ class _Task:
             )
             more = f"\n    ... and {refused - REASONS_SHOWN} more" if refused > REASONS_SHOWN else ""
             raise DataError(
-                f"{self.shard.path}: {refused} of {considered} samples cannot be used, over max_bad_fraction "
-                f"= {self.recipe.max_bad_fraction:g}:{shown}{more}"
+                f"{self.shard.label}: {refused} of {considered} samples cannot be used, over max_bad_fraction"
+                f" = {self.recipe.max_bad_fraction:g}:{shown}{more}"
             )
 
     def _marker(self) -> dict[str, Any]:
         names = ("read", "not_kept", "refused", "too_small", "used", "records")
         return {
-            "shard": self.shard.path,
+            "shard": self.shard.label,
             "shard_bytes": self.shard.size,
             "counts": {name: self.counts[name] for name in names},
             "classes": {str(resolution): rows for resolution, rows in sorted(self.writer.rows.items())},

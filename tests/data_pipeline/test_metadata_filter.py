@@ -14,6 +14,7 @@ from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.laion_hash import laion_hash
 from data_pipeline.metadata.recipe import FilterRecipe
 from foundation.errors import DataError, RecipeError
+from foundation.recipes import load_recipe
 
 ANY = {"rule": "size", "area_min": 1, "missing": "keep"}
 
@@ -271,3 +272,11 @@ def test_hash_of_murmur3_known_values():
 def test_hash_agrees_with_a_real_table():
     rows = pq.read_table(FIXTURE).to_pylist()
     assert all(laion_hash(row["URL"], row["TEXT"]) == row["hash"] for row in rows)
+
+
+RECIPES = [*sorted(Path("configs/data/filters").glob("*.yaml")), Path("configs/quickstart/filter.yaml")]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_published_recipes_load(path):
+    assert load_recipe(FilterRecipe, path).rules

@@ -273,7 +273,7 @@ def test_a_damaged_tar_is_named_and_the_others_are_done(work, damage):
 
 
 def test_no_shards_an_empty_shard_and_an_unfinished_one(work):
-    with pytest.raises(DataError, match="no shard there"):
+    with pytest.raises(DataError, match="no pictures of kind 'webdataset' there"):
         run_tokenize(tokenize_recipe(work, input={"path": [str(work / "nothing")]}))
     (work / "shards" / "00001.tar").write_bytes(b"")
     (work / "shards" / "00002_stats.json").unlink()
@@ -298,3 +298,12 @@ def test_two_workers_with_the_same_task(work, monkeypatch):
     run_tokenize(tokenize_recipe(work))
     assert len(records(work / "latents")) == 33
     assert not DatasetFolder(work / "latents").partials()
+
+
+def test_a_replaced_shard_is_noticed(work):
+    run_tokenize(tokenize_recipe(work), Slice(0, 1))
+    shutil.copy(work / "shards" / "00000.tar", work / "shards" / "00001.tar")
+    with open(work / "shards" / "00001.tar", "ab") as tar:
+        tar.write(bytes(1024))
+    with pytest.raises(DataError, match=r"task 00001: .*00001\.tar has changed since"):
+        run_tokenize(tokenize_recipe(work))

@@ -1,0 +1,129 @@
+"""Folders with captions, class folders and JSONL manifests, cut into shards by number."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+
+from data_pipeline.ingest.recipe import InputSection
+from data_pipeline.ingest.samples import RawSample, Refused
+from data_pipeline.ingest.storage import files_below, is_remote, open_stream
+from data_pipeline.ingest.tars import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from foundation.errors import DataError
+
+Part = tuple[int, int, int]  # number of the first picture, number of pictures, bytes
+
+
+def folder_parts(folder: str, section: InputSection) -> list[Part]:
+    """How a folder's pictures are cut into shards; empty where it has none."""
+    sizes = list(_pictures(folder).values())
+    return _parts(sizes, section.samples_per_shard)
+
+
+def read_folder_part(
+    folder: str, first: int, count: int, section: InputSection
+) -> Iterator[RawSample | Refused]:
+    """Some of a folder's pictures, with the captions of their `.txt` files or of their class."""
+    captions = class_captions(section)
+    files = files_below(folder)
+    for name in list(_pictures(folder))[first : first + count]:
+        data = _picture_bytes(_join(folder, name), files[name], section)
+        if isinstance(data, Refused):
+            yield Refused(name, data.reason)
+            continue
+        if section.kind == "classes":
+            yield RawSample(name, data, class_caption(name.replace(os.sep, "/").split("/")[0], captions))
+            continue
+        stem = name.rpartition(".")[0]
+        text = next((f"{stem}.{e}" for e in CAPTION_EXTENSIONS if f"{stem}.{e}" in files), None)
+        caption = None
+        if text is not None:
+            with open_stream(_join(folder, text)) as stream:
+                caption = stream.read(section.max_member_bytes).decode("utf-8", errors="replace")
+        yield RawSample(name, data, caption)
+
+
+def jsonl_parts(path: str, section: InputSection) -> list[Part]:
+    """How a manifest's lines are cut into shards."""
+    with open_stream(path) as stream:
+        return _parts([len(line) for line in stream], section.samples_per_shard)
+
+
+def read_jsonl_part(
+    path: str, first: int, count: int, section: InputSection
+) -> Iterator[RawSample | Refused]:
+    """Some of a manifest's pictures; their paths are relative to the manifest's folder."""
+    folder = posixpath.dirname(path)
+    with open_stream(path) as stream:
+        for number, line in enumerate(stream):
+            if number < first:
+                continue
+            if number >= first + count:
+                return
+            yield _jsonl_sample(line, f"{posixpath.basename(path)}:{number + 1}", folder, section)
+
+
+def _jsonl_sample(line: bytes, key: str, folder: str, section: InputSection) -> RawSample | Refused:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return Refused(key, "its line is no JSON")
+    if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
+        return Refused(key, 'its line is not {"image": path, "caption": text}')
+    image = fields["image"]
+    if "://" in image and not is_remote(image):
+        return Refused(key, "its image is an address on the web; download it first")
+    try:
+        data = _picture_bytes(image if is_remote(image) else _join(folder, image), None, section)
+    except DataError:
+        return Refused(key, "its image does not exist")
+    if isinstance(data, Refused):
+        return Refused(key, data.reason)
+    caption = fields.get("caption")
+    return RawSample(str(fields.get("key", key)), data, caption if isinstance(caption, str) else None, fields)
+
+
+def class_captions(section: InputSection) -> dict[str, str]:
+    """The recipe's class names -> captions; DataError where the file is none."""
+    if section.captions is None:
+        return {}
+    with open_stream(section.captions) as stream:
+        try:
+            captions = json.loads(stream.read())
+        except ValueError as error:
+            raise DataError(f"{section.captions} is not JSON: {error}") from None
+    if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
+        raise DataError(f"{section.captions} is not an object of class name -> caption")
+    return captions
+
+
+def class_caption(name: str, captions: dict[str, str]) -> str:
+    """The caption of a class: the recipe's, else its name with spaces for underscores."""
+    return captions.get(name, name.replace("_", " "))
+
+
+def _pictures(folder: str) -> dict[str, int]:
+    files = files_below(folder)
+    return {n: size for n, size in files.items() if n.rpartition(".")[2].lower() in IMAGE_EXTENSIONS}
+
+
+def _picture_bytes(path: str, size: int | None, section: InputSection) -> bytes | Refused:
+    if size is None or size <= section.max_member_bytes:
+        with open_stream(path) as stream:
+            data = stream.read(section.max_member_bytes + 1)
+        if len(data) <= section.max_member_bytes:
+            return data
+    return Refused(path, f"over the cap of {section.max_member_bytes} bytes")
+
+
+def _join(folder: str, name: str) -> str:
+    return posixpath.join(folder, name)
+
+
+def _parts(sizes: list[int], per_shard: int) -> list[Part]:
+    return [
+        (first, len(sizes[first : first + per_shard]), sum(sizes[first : first + per_shard]))
+        for first in range(0, len(sizes), per_shard)
+    ]

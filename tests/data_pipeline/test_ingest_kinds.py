@@ -1,0 +1,148 @@
+"""Every kind of input: folders with captions, classes, manifests, parquet, ImageNet's tars."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from photo_shards import picture, write_tar
+
+from data_pipeline.ingest.recipe import InputSection
+from data_pipeline.ingest.samples import RawSample, Refused
+from data_pipeline.ingest.shards import list_shards, read_shard, shard_identities
+from foundation.errors import DataError
+
+PHOTOS = [picture(seed, 8, 8) for seed in range(5)]
+
+
+def section(kind, *paths, **more):
+    return InputSection.model_validate({"kind": kind, "path": [str(p) for p in paths]} | more)
+
+
+def everything(part):
+    """All samples as (key, picture, caption), and the number of shards."""
+    shards = list_shards(part)
+    found = [s for shard in shards for s in read_shard(shard, part)]
+    assert not [s for s in found if isinstance(s, Refused)]
+    return [(s.key, s.image, s.caption) for s in found if isinstance(s, RawSample)], len(shards)
+
+
+def test_folder_with_captions_is_cut_by_number(tmp_path):
+    for i, photo in enumerate(PHOTOS):
+        path = tmp_path / ("sub" if i % 2 else "") / f"p{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(photo)
+        if i != 4:
+            path.with_suffix(".txt").write_text(f"caption {i}")
+    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "link.jpg").symlink_to("/etc/passwd")
+    found, shards = everything(section("folder", tmp_path, samples_per_shard=2))
+    assert shards == 3
+    assert found == [
+        ("p0.jpg", PHOTOS[0], "caption 0"),
+        ("p2.jpg", PHOTOS[2], "caption 2"),
+        ("p4.jpg", PHOTOS[4], None),
+        ("sub/p1.jpg", PHOTOS[1], "caption 1"),
+        ("sub/p3.jpg", PHOTOS[3], "caption 3"),
+    ]
+
+
+def test_class_folders_take_their_captions_from_the_classes(tmp_path):
+    for name in ("tabby_cat", "n02"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "a.JPEG").write_bytes(PHOTOS[0])
+    (tmp_path / "names.json").write_text(json.dumps({"n02": "a tench"}))
+    found, _ = everything(section("classes", tmp_path / "train", captions=str(tmp_path / "names.json")))
+    assert [(key, caption) for key, _, caption in found] == [
+        ("n02/a.JPEG", "a tench"),
+        ("tabby_cat/a.JPEG", "tabby cat"),
+    ]
+
+
+def test_imagenets_tar_of_tars_is_a_shard_per_class(tmp_path):
+    inner = {}
+    for place, name in enumerate(("n01", "n02")):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for i in range(2):
+                info = tarfile.TarInfo(f"{name}_{i}.JPEG")
+                info.size = len(PHOTOS[2 * place + i])
+                tar.addfile(info, io.BytesIO(PHOTOS[2 * place + i]))
+        inner[f"{name}.tar"] = buffer.getvalue()
+    write_tar(tmp_path / "train.tar", inner.items())
+    found, shards = everything(section("class_tars", tmp_path / "train.tar"))
+    assert shards == 2
+    assert found == [(f"n0{1 + i // 2}_{i % 2}", PHOTOS[i], f"n0{1 + i // 2}") for i in range(4)]
+    # The same tars unpacked once give the same samples.
+    for name, data in inner.items():
+        (tmp_path / name).write_bytes(data)
+    again, _ = everything(section("class_tars", tmp_path / "n0*.tar"))
+    assert again == found
+
+
+def test_jsonl_manifest(tmp_path):
+    (tmp_path / "images").mkdir()
+    lines = []
+    for i, photo in enumerate(PHOTOS):
+        (tmp_path / "images" / f"{i}.jpg").write_bytes(photo)
+        lines.append(json.dumps({"image": f"images/{i}.jpg", "caption": f"caption {i}", "uid": str(i)}))
+    (tmp_path / "m.jsonl").write_text("\n".join(lines) + "\n")
+    part = section("jsonl", tmp_path / "m.jsonl", samples_per_shard=3)
+    found, shards = everything(part)
+    assert shards == 2
+    assert found == [(f"m.jsonl:{i + 1}", PHOTOS[i], f"caption {i}") for i in range(5)]
+    assert [shard_identities(shard, part, "uid") for shard in list_shards(part)] == [
+        ["0", "1", "2"],
+        ["3", "4"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "no JSON"),
+        ("[]", "is not"),
+        ('{"image": "http://169.254.169.254/x.jpg"}', "download it first"),
+        ('{"image": "none.jpg"}', "does not exist"),
+    ],
+)
+def test_bad_manifest_lines_are_refused_one_by_one(tmp_path, line, reason):
+    (tmp_path / "a.jpg").write_bytes(PHOTOS[0])
+    (tmp_path / "m.jsonl").write_text(line + '\n{"image": "a.jpg", "caption": "c"}\n')
+    part = section("jsonl", tmp_path / "m.jsonl")
+    bad, good = (s for shard in list_shards(part) for s in read_shard(shard, part))
+    assert isinstance(bad, Refused) and reason in bad.reason and bad.key == "m.jsonl:1"
+    assert isinstance(good, RawSample) and good.caption == "c"
+
+
+def test_hugging_face_parquet(tmp_path):
+    rows = [
+        {"image": {"bytes": p, "path": None}, "label": f"caption {i}", "uid": f"{i}"}
+        for i, p in enumerate(PHOTOS)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    part = section("parquet", tmp_path, caption_column="label")
+    found, _ = everything(part)
+    assert found == [(f"t.parquet:{i}", PHOTOS[i], f"caption {i}") for i in range(5)]
+    assert shard_identities(list_shards(part)[0], part, "uid") == ["0", "1", "2", "3", "4"]
+    with pytest.raises(DataError, match="expected image and 'text'"):
+        everything(section("parquet", tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "folder", "classes", "class_tars", "jsonl", "parquet"])
+def test_nothing_there_is_said(tmp_path, kind):
+    with pytest.raises(DataError, match=f"no pictures of kind '{kind}'"):
+        list_shards(section(kind, tmp_path / "nowhere"))
+
+
+def test_unfinished_downloads_are_refused_skipped_or_read(tmp_path):
+    for i in range(3):
+        write_tar(tmp_path / f"{i}.tar", [("a.jpg", PHOTOS[i])])
+    assert len(list_shards(section("webdataset", tmp_path))) == 3  # nobody wrote _stats.json here
+    (tmp_path / "0_stats.json").write_text("{}")
+    with pytest.raises(DataError, match=r"1\.tar: has no 1_stats\.json(.|\n)*2\.tar"):
+        list_shards(section("webdataset", tmp_path))
+    assert len(list_shards(section("webdataset", tmp_path, incomplete="skip"))) == 1
+    assert len(list_shards(section("webdataset", tmp_path, incomplete="read"))) == 3

@@ -15,18 +15,21 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from trainer.recipe import OptimizerSection, ZeroSection
 from trainer.zero_state import ZeroState
 
+M = TypeVar("M", bound=nn.Module)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
@@ -63,6 +66,42 @@ def training_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def build_module(
+    build: Callable[[], M],
+    tie: Callable[[M], object],
+    zero: ZeroSection,
+    precision: Literal["float32", "bfloat16"],
+) -> M:
+    """The module that ``build`` makes; under stage 3 it is sharded from the start, never whole on any rank.
+
+    Its weights are to be loaded afterwards (`ZeroState.load_weights`): under stage 3 they are zeros.
+
+    Args:
+        build: makes the module.
+        tie: makes the parameters that are shared in the module shared (again).
+    """
+    if zero.stage != 3:
+        return build()
+    deepspeed = _import_deepspeed()
+    config = _deepspeed_config(zero, precision, clip=1.0)
+    with init_empty_weights(include_buffers=False):
+        module = build()
+    tie(module)
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            owners.setdefault(parameter, []).append((owner, name))
+    for empty, places in owners.items():
+        holder = nn.Module()
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        values = torch.zeros(empty.shape, dtype=dtype, device=training_device())
+        holder.register_parameter("weight", nn.Parameter(values, requires_grad=empty.requires_grad))
+        deepspeed.zero.Init(module=holder, config_dict_or_path=config)
+        for owner, name in places:
+            owner.register_parameter(name, holder.get_parameter("weight"))
+    return module
 
 
 class Engine:

@@ -22,7 +22,7 @@ from trainer.agreement import StepReport
 from trainer.averaging import WeightAverage
 from trainer.checkpoint import Checkpoints, FlatShard, shards_of
 from trainer.costs import sample_cost
-from trainer.engine import Engine
+from trainer.engine import Engine, build_module
 from trainer.export import parent_of
 from trainer.guard import Guard
 from trainer.meter import StepMeter
@@ -185,10 +185,16 @@ class Stage:
     # --- inside ---------------------------------------------------------------------------------------------
 
     def _build_engine(self) -> Engine:
-        model = TextToImageModel(self.source.config)
+        zero, precision = self.recipe.zero, self.recipe.precision
+        model = build_module(
+            lambda: TextToImageModel(self.source.config),
+            lambda model: model.llm.tie_weights(),
+            zero,
+            precision,
+        )
         if self.recipe.activation_checkpointing:
             model.enable_activation_checkpointing()
-        return Engine(model.train(), self.recipe.optimizer, self.recipe.zero, self.recipe.precision)
+        return Engine(model.train(), self.recipe.optimizer, zero, precision)
 
     def _encode(self, caption: str) -> list[int]:
         """Token ids of a caption. Called by several threads: the backend's own method changes no state."""

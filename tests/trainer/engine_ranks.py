@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer.engine import Engine, start_distributed, stop_distributed
+from trainer.engine import Engine, build_module, start_distributed, stop_distributed
 from trainer.recipe import OptimizerSection, ZeroSection
 
 STEPS, SAMPLES, WIDTH = 6, 12, 10
@@ -23,11 +23,18 @@ class Toy(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.norm, self.last = nn.Linear(WIDTH, 17), nn.LayerNorm(17), nn.Linear(17, 3)
-        self.register_buffer("frequencies", torch.tensor([1.00001, 3.14159]))
+        self.register_buffer("frequencies", torch.tensor([1.00001, 3.14159]), persistent=False)
+        self.shared = nn.Linear(3, 3)
+        self.tie()
+
+    def tie(self) -> None:
+        self.again = nn.Linear(3, 3, bias=False)
+        self.again.weight = self.shared.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(self.first.weight.dtype)
-        return self.last(self.norm(torch.tanh(self.first(x)))).float().square().sum(-1)
+        x = self.last(self.norm(torch.tanh(self.first(x))))
+        return self.again(self.shared(x)).float().square().sum(-1)
 
 
 def samples_of(step: int) -> torch.Tensor:
@@ -62,7 +69,10 @@ def whole_state(engine: Engine) -> dict[str, list[float]]:
 
 def run_stage(stage: int, precision: str) -> dict:
     optimizer = OptimizerSection(lr=0.02, clip=0.5, weight_decay=0.1)
-    engine = Engine(Toy(), optimizer, ZeroSection(stage=stage), precision)
+    zero = ZeroSection(stage=stage)
+    engine = Engine(build_module(Toy, Toy.tie, zero, precision), optimizer, zero, precision)
+    # Other weights than those that the other stages were built with: loading must replace them.
+    engine.state.load_weights([(name, 0.9 * value) for name, value in Toy().named_parameters()])
     curve = []
     for step in range(STEPS):
         loss, norm = train_step(engine, step)

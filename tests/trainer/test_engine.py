@@ -41,7 +41,7 @@ def test_stage_and_ranks_do_not_change_losses_and_gradient_norms(results: dict, 
 @pytest.mark.parametrize("case", [f"{case}@2" for case in BFLOAT16])
 def test_bfloat16_follows_float32_roughly(results: dict, case: str) -> None:
     losses = [loss for loss, _ in results[case]["curve"]]
-    assert losses == pytest.approx([loss for loss, _ in results["0-float32@1"]["curve"]], rel=2e-2)
+    assert losses == pytest.approx([loss for loss, _ in results["0-float32@1"]["curve"]], rel=0.1)
 
 
 @pytest.mark.parametrize("case", [f"{case}@2" for case in FLOAT32 + BFLOAT16])

@@ -3,12 +3,14 @@
 import json
 import math
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from typer.testing import CliRunner
 
 from foundation.errors import RecipeError
 from foundation.recipes import load_recipe
+from models.layout import PUBLISHED_SIZES
 from models.text_to_image import preset
 from trainer.costs import sample_cost
 from trainer.plan.batches import AssumedDataset, batch_figures
@@ -100,8 +102,12 @@ def figures(ranks: int):
 
 def test_batches_are_those_of_training():
     recipe, batch, cost = figures(128)
-    assert batch.tokens / recipe.data.global_batch_size == pytest.approx(1250, rel=0.03)
-    assert batch.bits_bytes == pytest.approx(2560 * (0.2 * 1 + 0.7 * 4 + 0.1 * 16) * 1024, rel=0.03)
+    sides = {256: [(256, 256)], **PUBLISHED_SIZES}
+    tokens = {name: mean(h * w / 256 for h, w in sizes) for name, sizes in sides.items()}
+    picture = 0.2 * tokens[256] + 0.7 * tokens[512] + 0.1 * tokens[1024]
+    assert batch.bits_bytes == pytest.approx(2560 * picture * 32 / 8, rel=0.02)
+    # Captions of 70 tokens, nine of ten of them kept, and the template around them.
+    assert batch.tokens / 2560 == pytest.approx(picture + 0.9 * (70 + 5) + 5, rel=0.03)
     # 6 FLOPs for each parameter that a token meets, and those of attention.
     assert batch.flops > 3 * cost.per_token * batch.tokens
     assert batch.flops < 1.3 * 6 * 16.5e9 * batch.tokens

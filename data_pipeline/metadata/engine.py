@@ -111,7 +111,7 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
         present = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
     except (duckdb.Error, OSError) as error:
         raise DataError(f"joins.{number}: {files[0]} cannot be read as parquet: {error}") from None
-    key = join.key or join.on
+    key = join.key or join.by
     absent = [name for name in (key, *join.columns.values()) if name not in present]
     if absent:
         has = ", ".join(sorted(present))
@@ -120,7 +120,7 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
         f"max(TRY_CAST({sql_name(theirs)} AS {COLUMNS[ours][0]})) AS {ours}"
         for ours, theirs in join.columns.items()
     )
-    kind = COLUMNS[join.on][0]
+    kind = COLUMNS[join.by][0]
     extra = (
         f"SELECT TRY_CAST({sql_name(key)} AS {kind}) AS join_key, {picked} FROM {table} "
         f"WHERE join_key IS NOT NULL GROUP BY join_key"
@@ -128,7 +128,7 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
     replaced = ", ".join(f"coalesce(extra.{ours}, source.{ours}) AS {ours}" for ours in join.columns)
     return (
         f"SELECT source.* REPLACE ({replaced}) FROM ({rows}) AS source "
-        f"LEFT JOIN ({extra}) AS extra ON source.{join.on} = extra.join_key"
+        f"LEFT JOIN ({extra}) AS extra ON source.{join.by} = extra.join_key"
     )
 
 

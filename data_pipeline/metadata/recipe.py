@@ -16,13 +16,13 @@ class JoinSection(Section):
 
     Attributes:
         files: parquet paths, globs or `s3://` addresses.
-        on: our column to match by, and `key`, its name in the table where that differs.
+        by: our column to match by, and `key`, its name in the table where that differs.
         columns: our column -> the table's column. A value of the table goes before the source's own; where
             the table has several rows of a key, the greatest value counts.
     """
 
     files: list[str] = Field(min_length=1)
-    on: Literal["uid", "url", "sha256", "hash"]
+    by: Literal["uid", "url", "sha256", "hash"]
     key: str | None = None
     columns: dict[str, str] = Field(min_length=1)
 

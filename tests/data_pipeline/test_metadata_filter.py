@@ -182,7 +182,7 @@ def test_joins_by_hash_and_their_duplicates(tmp_path):
     extra = tmp_path / "scores.parquet"
     pq.write_table(pa.table({"h": [1, 1, 2], "score": [4.0, 7.0, 3.0]}), extra)
     table = {"url": list("abc"), "hash": [1, 2, 3], "aesthetic": [None, None, 8.0]}
-    join = {"files": [str(extra)], "on": "hash", "key": "h", "columns": {"aesthetic": "score"}}
+    join = {"files": [str(extra)], "by": "hash", "key": "h", "columns": {"aesthetic": "score"}}
     urls, funnel = kept(tmp_path, table, [{"rule": "score", "column": "aesthetic", "min": 5}], joins=[join])
     assert urls == ["a", "c"]
     assert funnel.rows == 3  # a duplicate in the joined table makes no row twice

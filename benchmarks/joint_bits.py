@@ -18,9 +18,15 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+if __package__ in (None, ""):  # run as a script, from wherever
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.head import BitwiseHead, DiffusionHead, HeadConfig
 from models.tokenizer import binarize

@@ -6,8 +6,8 @@
 
 Every matrix product and convolution is recorded with the weights and shapes it had, and replayed in the same
 order, so that caches are as warm or as cold. What the computation does besides (norms, activations, the
-solver, random numbers, Python; on a CPU attention too) is what the floor leaves out. Products with packed weights
-are replayed as plain ones: the floor is what torch takes without them.
+solver, random numbers, Python; on a CPU attention too) is what the floor leaves out. Products with packed
+weights are replayed as plain ones: the floor is what torch takes without them.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def synthesize(folder: Path, rows: int) -> None:
         file = folder / f"{start:012d}.parquet"
         duckdb.execute(
             "COPY (SELECT "
-            "'https://images.site' || (i % 50000) || '.example/photo/' || md5(i::VARCHAR) || '.jpg' AS URL, 'a photograph of ' || md5((i * 7)::VARCHAR) || ' in the evening light' AS TEXT, "
+            "'https://images.site' || (i % 50000) || '.example/photo/' || md5(i::VARCHAR) || '.jpg' AS URL, "
+            "'a photograph of ' || md5((i * 7)::VARCHAR) || ' in the evening light' AS TEXT, "
             "(200 + random() * 1800)::DOUBLE AS WIDTH, (200 + random() * 1800)::DOUBLE AS HEIGHT, "
             "random() * 0.5 AS similarity, random()::FLOAT AS punsafe, random()::FLOAT AS pwatermark, "
             "(3 + random() * 4)::FLOAT AS AESTHETIC_SCORE, (hash(i) >> 1)::BIGINT AS hash "

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_pipeline.ingest.recipe import KeepSection
 from data_pipeline.ingest.samples import RawSample
+from data_pipeline.ingest.storage import is_remote, remote_files
 from data_pipeline.metadata.schema import COLUMNS, SCORES, sql_text
 from foundation.errors import DataError
 
@@ -24,6 +25,8 @@ class KeptRows:
         self.by = section.by
         self.path = section.rows
         self.connection = duckdb.connect(config={"memory_limit": "2GB", "threads": 1})
+        if is_remote(self.path):
+            self.connection.register_filesystem(remote_files())
         try:
             described = self.connection.execute(f"DESCRIBE SELECT * FROM {self._table()}").fetchall()
         except duckdb.Error as error:

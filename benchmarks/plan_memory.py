@@ -126,7 +126,7 @@ def _run_ranks(cases: list[str]) -> dict[str, int]:
             for rank in range(RANKS)
         ]
         try:
-            codes = [process.wait(timeout=300) for process in processes]
+            codes = [process.wait(timeout=600) for process in processes]
         finally:
             for process in processes:
                 process.kill()

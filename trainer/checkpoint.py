@@ -110,6 +110,13 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        # The inherited method would take the shards apart, since they are dataclasses.
+        self.state_dict = self.original_state_dict = state_dict
+        self.metadata, self.is_coordinator = metadata, is_coordinator
+
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         shard: FlatShard = self.state_dict[index.fqn]
         return shard.values
@@ -272,6 +279,11 @@ class _PlainUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        found = None
         if f"{module}.{name}" in self.ALLOWED or (module in self.ALLOWED_MODULES and "." not in name):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"a checkpoint's index may not name {module}.{name}")
+            found = super().find_class(module, name)
+        elif module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            found = getattr(torch, name)
+        if found is None:
+            raise pickle.UnpicklingError(f"a checkpoint's index may not name {module}.{name}")
+        return found

@@ -22,6 +22,7 @@ def upload(folder: Path, section: CheckpointSection) -> None:
     try:
         filesystem, root = fsspec.core.url_to_fs(section.remote)
         target = f"{root.rstrip('/')}/{folder.name}"
+        filesystem.makedirs(target, exist_ok=True)
         names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
         for name in [*names, MANIFEST]:
             filesystem.put_file(str(folder / name), f"{target}/{name}")

@@ -1,0 +1,156 @@
+"""Saving and loading in one process: what is passed over, what a failed save leaves behind."""
+
+import errno
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from trainer.checkpoint import Checkpoints, FlatShard, _PlainUnpickler
+from trainer.checkpoint_files import MANIFEST, StaleStart, committed
+from trainer.metrics import EventLog
+from trainer.recipe import CheckpointSection
+from trainer.run_folder import RunFolder, take_start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = tmp_path_factory.mktemp("store") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    run.starts.mkdir()
+    return run
+
+
+def checkpoints(run: RunFolder, **section: object) -> Checkpoints:
+    start = take_start(run, 0, 1)
+    events = EventLog(run, start, writes=True)
+    return Checkpoints(run, start, CheckpointSection(**section), "r" * 64, {"parent": None}, events)
+
+
+def shards(value: float) -> dict[str, FlatShard]:
+    return {
+        "master/a": FlatShard(torch.full((7,), value), 0, 7),
+        "exp_avg/a": FlatShard(torch.arange(7.0) * value, 0, 7),
+    }
+
+
+def save(to: Checkpoints, step: int) -> None:
+    to.save(step, shards(float(step)), {"progress": step})
+    to.wait()
+
+
+def test_what_was_saved_comes_back_exactly(run: RunFolder) -> None:
+    save(checkpoints(run), 3)
+    into = shards(0.0)
+    manifest = checkpoints(run).load_newest(into)
+    assert manifest is not None and (manifest.step, manifest.state) == (3, {"progress": 3})
+    for name, shard in shards(3.0).items():
+        assert torch.equal(into[name].values, shard.values)
+
+
+def test_a_save_is_of_the_moment_it_was_asked_for(run: RunFolder) -> None:
+    saver, live = checkpoints(run), shards(1.0)
+    saver.save(1, live, {})
+    live["master/a"].values.fill_(99.0)  # training goes on while the writer writes
+    saver.wait()
+    into = shards(0.0)
+    checkpoints(run).load_newest(into)
+    assert torch.equal(into["master/a"].values, torch.ones(7))
+
+
+def test_another_cut_reads_its_own_part(run: RunFolder) -> None:
+    save(checkpoints(run), 2)
+    into = {"exp_avg/a": FlatShard(torch.zeros(3), 2, 7)}
+    checkpoints(run).load_newest(into)
+    assert into["exp_avg/a"].values.tolist() == [4.0, 6.0, 8.0]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = checkpoints(run)
+    save(saver, 1)
+    save(saver, 2)
+    data = run.checkpoints / "step-2" / "__0_0.distcp"
+    data.write_bytes(data.read_bytes()[:-3] + b"xyz")
+    into = shards(0.0)
+    manifest = checkpoints(run).load_newest(into)
+    assert manifest is not None and manifest.step == 1
+    assert torch.equal(into["master/a"].values, torch.ones(7))
+    assert "step 2 is passed over: __0_0.distcp has changed" in capsys.readouterr().out
+
+
+def test_no_space_left_is_loud_and_training_goes_on(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = checkpoints(run)
+    save(saver, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dcp.FileSystemWriter, "write_data", full)
+        save(saver, 2)
+    said = capsys.readouterr().out
+    assert "STEP 2 COULD NOT BE SAVED" in said and "No space left" in said
+    assert [step for step, _ in committed(run)] == [1]
+    assert not list(run.checkpoints.glob("*.partial-*"))
+    save(saver, 3)
+    assert [step for step, _ in committed(run)] == [3, 1]
+
+
+def test_a_stale_start_learns_it_at_its_next_save(run: RunFolder) -> None:
+    saver = checkpoints(run)
+    newer = checkpoints(run)
+    saver.save(1, shards(1.0), {})
+    with pytest.raises(StaleStart):
+        saver.wait()
+    save(newer, 1)
+
+
+def test_nothing_to_load_is_none(run: RunFolder) -> None:
+    (run.checkpoints / "step-9").mkdir()  # without a manifest it is none
+    assert checkpoints(run).load_newest(shards(0.0)) is None
+
+
+def test_an_index_that_names_code_is_refused() -> None:
+    import io
+
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return print, ("run",)
+
+    with pytest.raises(pickle.UnpicklingError, match=r"may not name builtins\.print"):
+        _PlainUnpickler(io.BytesIO(pickle.dumps(Attack()))).load()
+
+
+def test_a_remote_copy_fills_an_empty_run(run: RunFolder, tmp_path: Path) -> None:
+    from trainer.remote_copy import fetch_newest
+
+    remote = tmp_path / "store"
+    saver = checkpoints(run, remote=f"file://{remote}", keep_last=1)
+    save(saver, 1)
+    save(saver, 2)
+    assert [path.name for path in remote.iterdir()] == ["step-2"]
+    lost = RunFolder(tmp_path / "lost")
+    lost.checkpoints.mkdir(parents=True)
+    lost.starts.mkdir()
+    fetch_newest(lost, saver.section)
+    assert json.loads((lost.checkpoints / "step-2" / MANIFEST).read_text())["step"] == 2
+    into = shards(0.0)
+    assert checkpoints(lost).load_newest(into) is not None
+    assert torch.equal(into["master/a"].values, torch.full((7,), 2.0))

@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import pytest
+from small_stage import write_recipe
+
+from foundation.recipes import load_recipe
+from trainer import metrics
+from trainer.metrics import MetricsLog, read_lines
+from trainer.recipe import StageRecipe
+from trainer.run_folder import RunFolder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> StageRecipe:
+    return load_recipe(StageRecipe, write_recipe(tmp_path))
+
+
+def test_a_resume_drops_the_steps_that_are_done_again(tmp_path: Path, recipe: StageRecipe) -> None:
+    run = RunFolder(tmp_path)
+    first = MetricsLog(run, recipe, 0)
+    for step in range(5):
+        first.write({"step": step, "loss": 1.0})
+    with open(run.metrics, "a") as file:
+        file.write('{"step": 5, "lo')  # cut short by a kill
+    second = MetricsLog(run, recipe, 3)
+    first.write({"step": 5, "loss": 9.0})  # a stale process writes into the void
+    second.write({"step": 3, "loss": 2.0})
+    second.close()
+    assert [(line["step"], line["loss"]) for line in read_lines(run.metrics)] == [
+        (0, 1.0),
+        (1, 1.0),
+        (2, 1.0),
+        (3, 2.0),
+    ]
+
+
+def test_unreachable_wandb_goes_on_offline(
+    tmp_path: Path, recipe: StageRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path)
+    run.starts.mkdir()
+    (run.starts / "0001.json").write_text(json.dumps({"time": 1.0}))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    asked: dict[str, object] = {}
+    monkeypatch.setattr("wandb.init", lambda **options: asked.update(options))
+    online = recipe.model_copy(update={"metrics": recipe.metrics.model_copy(update={"wandb": "online"})})
+    MetricsLog(run, online, 0)
+    assert asked["mode"] == "offline"
+    assert "cannot be reached" in capsys.readouterr().out
+
+
+def test_disabled_wandb_is_not_asked(
+    tmp_path: Path, recipe: StageRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_wandb_reachable", lambda: pytest.fail("W&B was asked"))
+    MetricsLog(RunFolder(tmp_path), recipe, 0).close()

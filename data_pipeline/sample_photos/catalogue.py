@@ -40,8 +40,6 @@ PHOTOS = (
     Entry("clock_motion.png", "A round clock blurred by motion on a pale wall.", 4.7, 0.28),
     Entry("coffee.png", "A cup of espresso on a red saucer with a spoon on a wooden table.", 6.9, 0.38),
     Entry("coins.png", "Rows of ancient Greek coins on a black cloth.", 5.4, 0.35),
-    Entry("grass.png", "Short dry grass fills the whole frame.", 4.8, 0.30),
-    Entry("gravel.png", "A bed of small grey pebbles seen from above.", 4.9, 0.32),
     Entry("hubble_deep_field.jpg", "Thousands of distant galaxies glitter in deep black space.", 6.4, 0.33),
     Entry("ihc.png", "Stained tissue under a microscope, brown glands among blue nuclei.", 5.2, 0.30),
     Entry("moon.png", "Craters on the grey surface of the moon.", 5.5, 0.33),
@@ -51,6 +49,8 @@ PHOTOS = (
 )
 
 REJECTS = (
+    Entry("grass.png", "Short dry grass fills the whole frame.", 4.2, 0.30),  # a texture: aesthetic score
+    Entry("gravel.png", "A bed of small grey pebbles seen from above.", 4.3, 0.32),  # the same
     Entry("page.png", "A scanned page of a manual about segmentation.", 4.6, 0.29),  # shorter side below 256
     Entry("text.png", "Handwritten formulas on squared paper.", 4.6, 0.27),  # shorter side below 256
     Entry("chessboard_RGB.png", "A black and white chessboard pattern.", 4.5, 0.30),  # too small

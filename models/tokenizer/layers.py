@@ -18,6 +18,19 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that starts with He-normal weights and zero biases.
+
+    torch's own default is smaller by a factor of about 2.4, and learns visibly slower in the first few
+    hundred steps of this network.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class ResidualBlock(nn.Module):
     """norm, swish, 3x3 convolution, twice; the shortcut is a 1x1 convolution where the width changes.
 
@@ -27,11 +40,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
         self.norm1 = group_norm(width_in)
-        self.conv1 = nn.Conv2d(width_in, width_out, kernel_size=3, padding=1, bias=False)
+        self.conv1 = Convolution(width_in, width_out, kernel_size=3, padding=1, bias=False)
         self.norm2 = group_norm(width_out)
-        self.conv2 = nn.Conv2d(width_out, width_out, kernel_size=3, padding=1, bias=False)
+        self.conv2 = Convolution(width_out, width_out, kernel_size=3, padding=1, bias=False)
         if width_in != width_out:
-            self.nin_shortcut = nn.Conv2d(width_in, width_out, kernel_size=1, bias=False)
+            self.nin_shortcut = Convolution(width_in, width_out, kernel_size=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.conv1(F.silu(self.norm1(x)))
@@ -62,7 +75,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, 4 * width, kernel_size=3, padding=1)
+        self.conv1 = Convolution(width, 4 * width, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return depth_to_space(self.conv1(x))

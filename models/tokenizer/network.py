@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.layers import (
     AdaptiveGroupNorm,
+    Convolution,
     LatentStatistics,
     Upsample,
     group_norm,
@@ -31,7 +32,7 @@ class EncoderLevel(nn.Module):
         super().__init__()
         self.block = residual_blocks(blocks, entering, width)
         self.downsample = (
-            nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1) if shrinks else nn.Identity()
+            Convolution(width, width, kernel_size=3, stride=2, padding=1) if shrinks else nn.Identity()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,14 +63,14 @@ class Encoder(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         blocks, widths = config.num_res_blocks, config.widths
-        self.conv_in = nn.Conv2d(config.in_channels, config.ch, kernel_size=3, padding=1, bias=False)
+        self.conv_in = Convolution(config.in_channels, config.ch, kernel_size=3, padding=1, bias=False)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             entering = widths[i - 1] if i > 0 else config.ch
             self.down.append(EncoderLevel(entering, width, blocks, shrinks=i < len(widths) - 1))
         self.mid_block = residual_blocks(blocks, widths[-1], widths[-1])
         self.norm_out = group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, kernel_size=1)
+        self.conv_out = Convolution(widths[-1], config.z_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv_in(image)
@@ -92,7 +93,7 @@ class Decoder(nn.Module):
         super().__init__()
         blocks, widths, bits = config.num_res_blocks, config.widths, config.z_channels
         inputs = 2 * bits if config.gan_decoder else bits
-        self.conv_in = nn.Conv2d(inputs, widths[-1], kernel_size=3, padding=1)
+        self.conv_in = Convolution(inputs, widths[-1], kernel_size=3, padding=1)
         self.mid_block = residual_blocks(blocks, widths[-1], widths[-1])
         self.adaptive = nn.ModuleList()
         self.up = nn.ModuleList()
@@ -101,7 +102,7 @@ class Decoder(nn.Module):
             self.adaptive.append(AdaptiveGroupNorm(bits, entering))
             self.up.append(DecoderLevel(entering, width, blocks, grows=i > 0))
         self.norm_out = group_norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.out_ch, kernel_size=3, padding=1)
+        self.conv_out = Convolution(widths[0], config.out_ch, kernel_size=3, padding=1)
 
     def forward(self, z: Tensor, noise: Tensor | None) -> Tensor:
         latent = LatentStatistics(z)

@@ -143,9 +143,7 @@ def test_a_shard_that_is_cut_short_or_garbled_is_named(folder: Path) -> None:
     shards = json.loads((folder / "index.json").read_text())["shards"]
     cut = folder / shards[0]["raw_data"]["basename"]
     cut.write_bytes(cut.read_bytes()[:-5])
-    with pytest.raises(
-        DataError, match=r"tasks/00000/64/shard.00000.mds: record \d+ .*bitdance data verify"
-    ):
+    with pytest.raises(DataError, match=r"tasks/00000/64/shard.00000.mds: record \d+ .*bitdance data verify"):
         dataset.record(64, shards[0]["samples"] - 1)
     garbled = folder / shards[-1]["raw_data"]["basename"]
     garbled.write_bytes(garbled.read_bytes()[:16] + b"\xff" * (garbled.stat().st_size - 16))

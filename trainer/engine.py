@@ -41,12 +41,13 @@ def start_distributed(extensions_folder: Path) -> None:
             one.
     """
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder)
+    device = training_device()
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it looks for one, and warns where it finds none
     deepspeed = _import_deepspeed()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed calls collectives under names that torch 2.13 has new ones for, and each call would say so.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    device = training_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foundation.errors import RecipeError
+from foundation.progress import say
+
+if TYPE_CHECKING:
+    from evaluation.recipes import Sampling
 
 app = typer.Typer()
 
@@ -32,29 +36,52 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32; bfloat16 on a GPU.")] = None,
 ) -> None:
     """Sample pictures from a prompt and write them as PNG."""
-    height, width = _parse_size(size)
+    size_ = _parse_size(size)
+    if sampler not in ("euler_maruyama", "euler"):
+        raise RecipeError(f"--sampler {sampler}: expected euler_maruyama or euler")
+    if dtype not in (None, "bfloat16", "float32"):
+        raise RecipeError(f"--dtype {dtype}: expected bfloat16 or float32")
+    from evaluation.picture_files import picture_name, picture_settings, up_to_date
+    from evaluation.recipes import Sampling
+
+    settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "seed": seed}
+    sampling = Sampling.model_validate(settings)
+    todo: dict[str, list[Path]] = {}
+    for text in prompt:
+        paths = [output / picture_name(text, seed, number) for number in range(pictures)]
+        note = picture_settings(text, size_, sampling, pictures)
+        if all(up_to_date(path, note, model) for path in paths):
+            say(f"nothing to do: {', '.join(map(str, paths))} made with these settings already")
+        else:
+            todo[text] = paths
+    if todo:
+        _generate(model, tokenizer, todo, size_, sampling, device, dtype)
+
+
+def _generate(
+    model: Path,
+    tokenizer: Path | None,
+    todo: dict[str, list[Path]],
+    size: tuple[int, int],
+    sampling: Sampling,
+    device: str | None,
+    dtype: str | None,
+) -> None:
+    """Load the model, then make each prompt's pictures."""
     import torch
 
     from evaluation.generate import PictureGenerator, generate_files
-    from evaluation.recipes import Sampling
-    from foundation.progress import say
 
-    if sampler not in ("euler_maruyama", "euler"):
-        raise RecipeError(f"--sampler {sampler}: expected euler_maruyama or euler")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    if dtype not in dtypes:
-        raise RecipeError(f"--dtype {dtype}: expected {' or '.join(dtypes)}")
-    settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "seed": seed}
-    sampling = Sampling.model_validate(settings)
     try:
-        generator = PictureGenerator(model, tokenizer, device, dtypes[dtype])
-        paths = generate_files(generator, prompt, (height, width), sampling, pictures, output)
+        generator = PictureGenerator(model, tokenizer, device, getattr(torch, dtype))
+        for prompt, paths in todo.items():
+            generate_files(generator, prompt, size, sampling, paths)
+            for path in paths:
+                say(f"wrote {path}")
     except ValueError as error:  # what models/ says of a folder, a size or a prompt
         raise RecipeError(str(error)) from error
-    for path in paths:
-        say(f"wrote {path}")
 
 
 @app.command()

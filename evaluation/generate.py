@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from evaluation.picture_files import picture_settings, write_picture
 from evaluation.recipes import Sampling
 from foundation.errors import RecipeError
-from foundation.files import atomic_write
 from models.layout import from_patch_raster
 from models.tokenizer import BinaryTokenizer, load_tokenizer, to_uint8
 from models.weights import load_folder
@@ -97,32 +94,12 @@ class PictureGenerator:
 
 
 def generate_files(
-    generator: PictureGenerator,
-    prompts: list[str],
-    size: tuple[int, int],
-    sampling: Sampling,
-    pictures: int,
-    output: Path,
-) -> list[Path]:
-    """Write a PNG for each picture of each prompt into ``output``; returns their paths.
+    generator: PictureGenerator, prompt: str, size: tuple[int, int], sampling: Sampling, paths: list[Path]
+) -> None:
+    """Write a PNG for each picture of a prompt, one for each of ``paths``, made in one batch.
 
-    The prompt and the settings are in the PNG's text chunks, so that a picture can be made again.
+    The prompt and the settings are in the PNG's text chunk, so that a picture can be made again.
     """
-    paths = []
-    for prompt in prompts:
-        bits = generator.bits(prompt, *size, sampling, pictures)
-        for number, picture in enumerate(generator.decode(bits)):
-            paths.append(output / picture_name(prompt, sampling.seed, number))
-            note = PngInfo()
-            note.add_itxt("prompt", prompt)
-            note.add_text("sampling", json.dumps(sampling.model_dump()))
-            with atomic_write(paths[-1], "wb") as file:
-                picture.save(file, format="PNG", pnginfo=note)
-    return paths
-
-
-def picture_name(prompt: str, seed: int, number: int) -> str:
-    """A file name that tells the prompt and is unique to it: letters, digits and dashes alone."""
-    words = "".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split()
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
-    return f"{'-'.join(words)[:48].strip('-') or 'picture'}-{digest}-s{seed}-{number}.png"
+    bits = generator.bits(prompt, *size, sampling, len(paths))
+    for path, picture in zip(paths, generator.decode(bits), strict=True):
+        write_picture(path, picture, picture_settings(prompt, size, sampling, len(paths)))

@@ -17,5 +17,6 @@ for link in $(.venv/bin/python -m pip config get global.find-links 2>/dev/null |
     links+=(--find-links "$link")
 done
 export VIRTUAL_ENV=$PWD/.venv UV_NO_PROGRESS=1
-.venv/bin/uv pip install --quiet "${links[@]}" --overrides requirements/overrides.txt -r requirements/cpu.txt
+# Compiled now, once: some machines never write bytecode, and would compile torch anew in every process.
+.venv/bin/uv pip install --quiet --compile-bytecode "${links[@]}" --overrides requirements/overrides.txt -r requirements/cpu.txt
 .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .

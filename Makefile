@@ -9,8 +9,8 @@ help:  ## this list
 quickstart: .venv/installed  ## from photos to a generated picture, with a tiny model, on a CPU
 	@.venv/bin/bitdance quickstart
 
-test: check  ## linters, types, and all tests
-	.venv/bin/python -m pytest -n 2
+test: check  ## linters, types, and all tests (two workers, one thread each)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --durations 15
 
 check: .venv/installed  ## format, lint, types
 	.venv/bin/ruff format --check --quiet .

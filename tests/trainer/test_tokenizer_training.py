@@ -198,7 +198,7 @@ def test_what_cannot_be_used_leaves_nothing_behind(tmp_path: Path) -> None:
     write_shard(tmp_path / "shards", pictures=0)
     with pytest.raises(DataError, match="no usable picture"):
         training.train_tokenizer(recipe_of(tmp_path))
-    with pytest.raises(DataError, match="no shard there"):
+    with pytest.raises(DataError, match="no pictures of kind 'webdataset' there"):
         training.train_tokenizer(recipe_of(tmp_path, input={"path": [str(tmp_path / "nowhere")]}))
     (tmp_path / "more").mkdir()
     write_shard(tmp_path / "more" / "shards")

@@ -69,10 +69,10 @@ def grid_places(h: int, w: int, p: int) -> tuple[Tensor, Tensor]:
 def _axis_table(half: int, device: torch.device) -> Tensor:
     """float32 [MAX_SIDE, half]: e(k) = [sin(k*omega), cos(k*omega)], omega_i = 10000^(-i / (half/2))."""
     with torch.inference_mode(False):
-        # float64, then rounded once: the published table was computed so, and k*omega reaches 255.
-        omega = 10000.0 ** (-torch.arange(half // 2, dtype=torch.float64) / (half // 2))
-        angles = torch.arange(MAX_SIDE, dtype=torch.float64)[:, None] * omega
-        return torch.cat([angles.sin(), angles.cos()], dim=1).float().to(device)
+        # In float32 all through, on the CPU, as the published table was computed: its rounding is part of it.
+        omega = 1.0 / 10000.0 ** (torch.arange(half // 2, dtype=torch.float32) / (half / 2.0))
+        angles = torch.arange(MAX_SIDE, dtype=torch.float32)[:, None] * omega
+        return torch.cat([angles.sin(), angles.cos()], dim=1).to(device)
 
 
 def position_embedding(rows: Tensor, cols: Tensor, width: int) -> Tensor:

@@ -65,7 +65,7 @@ def class_conditional_from_file(content: Mapping[str, Any], where: str) -> Class
     Raises:
         ValueError: neither entry is there, or its tensors are not exactly one model.
     """
-    entry = next((name for name in STATES if name in content), None)
+    entry = next((name for name in STATES if content.get(name) is not None), None)
     if entry is None:
         raise ValueError(f"{where}: neither `ema` nor `model` in it; found {sorted(map(str, content))}")
     state, where = content[entry], f"{where}, {entry}"

@@ -17,14 +17,14 @@ from models.text_to_image import TextToImageConfig, TextToImageModel
 
 def golden_tokens(config: Mapping[str, Any], assistant: list[int]) -> SequenceTokens:
     special = config["special_ids"]
-    assert (special["res"], special["query"]) == ("210+i", "230+i")
+    res, query = (int(special[name].removesuffix("+i")) for name in ("res", "query"))
     return SequenceTokens(
         im_start=0,
         im_end=1,
         vision_start=special["boi"],
         vision_end=special["eoi"],
-        res={k: 210 + k for k in range(1, 257)},
-        query=tuple(230 + i for i in range(1, config["parallel_num"])),
+        res={k: res + k for k in range(1, 257)},
+        query=tuple(query + i for i in range(1, config["parallel_num"])),
         user_prefix=(),
         turn_end=(),
         assistant=tuple(assistant),
@@ -56,7 +56,8 @@ def golden_pack(golden: Golden, model: TextToImageModel) -> PackedBatch:
         caption_ids=(),
         drop_text=True,
         t=t,
-        noise=golden.tensor("noise.train.1"),
+        # The last recorded draw: before it stands n of t, which the uniform schedule does not draw.
+        noise=golden.tensor(max(name for name in golden.names if name.startswith("noise.train."))),
     )
     tokens = golden_tokens(golden.config, golden.tensor("in.text_ids").tolist())
     return pack([sample], tokens, model.config.p)

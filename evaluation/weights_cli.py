@@ -74,12 +74,18 @@ def export_weights(
     ],
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="Folder of the binary tokenizer, where SRC is a text-to-image model without one."),
+        typer.Option(help="Folder of the binary tokenizer, where SRC is a model without one."),
     ] = None,
 ) -> None:
     """Check weights and write them in the form in which the models are published."""
     with _user_errors():
-        from models.weights.kinds import describe, open_weights, write_file, write_folder
+        from models.weights.kinds import (
+            describe,
+            open_weights,
+            with_frozen_tokenizer,
+            write_file,
+            write_folder,
+        )
         from models.weights.source import ModelSource, with_tokenizer
         from models.weights.sources import locate
 
@@ -93,8 +99,9 @@ def export_weights(
         else:
             if destination.suffix != ".pt":
                 raise RecipeError(f"{destination}: a {describe(weights)} is published as a .pt; name one")
+            complete_file = with_frozen_tokenizer(weights, tokenizer)
             with atomic_write(destination, "wb") as file:
-                write_file(weights, file)
+                write_file(complete_file, file)
     say(f"written to {destination}")
 
 

@@ -6,6 +6,7 @@ folder; that of a class-conditional model or of a binary tokenizer alone is a ``
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -87,6 +88,35 @@ def write_file(weights: ClassConditionalWeights | TokenizerWeights, file: IO[byt
         write_class_conditional_file(weights, file)
     else:
         write_tokenizer_file(weights, file)
+
+
+def with_frozen_tokenizer(
+    weights: ClassConditionalWeights | TokenizerWeights, folder: Path | None
+) -> ClassConditionalWeights | TokenizerWeights:
+    """What a published ``.pt`` holds: a class-conditional model with its tokenizer, or a tokenizer.
+
+    Raises:
+        ValueError: the model has no tokenizer and none is named (the published sampler loads both, strictly),
+            the one in ``folder`` has other bits, or a tokenizer is to be given a tokenizer.
+    """
+    if isinstance(weights, TokenizerWeights):
+        if folder is not None:
+            raise ValueError(f"{folder}: the weights are a tokenizer themselves; leave the option out")
+        return weights
+    if folder is None:
+        if weights.tokenizer is None:
+            raise ValueError(
+                "the model came without its binary tokenizer, which a published file has under `vae.`; name "
+                "the tokenizer's folder"
+            )
+        return weights
+    tokenizer = tokenizer_from_folder(folder)
+    if tokenizer.config.z_channels != weights.config.latent_dim:
+        raise ValueError(
+            f"{folder}: a tokenizer of {tokenizer.config.z_channels} bits a token, but the model has "
+            f"latent_dim = {weights.config.latent_dim}: it was trained with another tokenizer"
+        )
+    return dataclasses.replace(weights, tokenizer=tokenizer)
 
 
 def describe(weights: Weights) -> str:

@@ -63,10 +63,15 @@ for room in (plan_app, trainer_app, report_app, evaluation_app, weights_app):
 def main() -> None:
     """Run the command line: a user's mistake ends in one message and its exit code, a bug in a traceback."""
     try:
-        app()
+        app(prog_name="bitdance")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; name a place that can be used", file=sys.stderr)
+        sys.exit(ExitCode.RECIPE)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -73,6 +73,8 @@ def _generate(
     from evaluation.generate import PictureGenerator, generate_files
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f"--device {device}: torch sees no GPU here; leave the option out, or give cpu")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     try:
         generator = PictureGenerator(model, tokenizer, device, getattr(torch, dtype))
@@ -111,6 +113,6 @@ def quickstart() -> None:
 
 def _parse_size(size: str) -> tuple[int, int]:
     height, _, width = size.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdecimal() and width.isdecimal()):
         raise RecipeError(f"--size {size}: expected HEIGHTxWIDTH in pixels, for example 1024x1024")
     return int(height), int(width)

@@ -82,8 +82,13 @@ def differing_keys(one: Any, other: Any, prefix: str = "") -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number, as everybody who writes a learning rate means it."""
+    """YAML that reads 1e-4 as a number, as everybody who writes a learning rate means it, and no dates."""
 
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -103,14 +108,19 @@ class _RecipeDocument:
         node = _compose(path)
         if node is not None and not isinstance(node, yaml.MappingNode):
             problems.add(f"{path}:1", "the file is not a mapping", "write `key: value` lines")
-        else:
-            self._note_lines(node, (), problems)
+        self.values: dict[str, Any] = {}
+        try:
+            if not problems.lines and node is not None:
+                self._note_lines(node, (), problems)
+                self.values = _Loader("").construct_document(node)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            # Tags, keys and references that YAML allows and a recipe has no use for.
+            problems.add(str(path), f"not a recipe's YAML: {error}", "write plain keys, numbers and text")
         problems.raise_if_any(RecipeError, f"The recipe {path} cannot be used")
-        loader = _Loader("")
-        self.values: dict[str, Any] = loader.construct_document(node) if node is not None else {}
 
     def _note_lines(self, node: yaml.Node | None, location: Location, problems: Problems) -> None:
         if isinstance(node, yaml.MappingNode):
+            _Loader("").flatten_mapping(node)  # `<<: *base` stands for the keys of base
             for key, value in node.value:
                 name = _Loader("").construct_object(key)
                 inner = (*location, name)
@@ -135,9 +145,9 @@ class _RecipeDocument:
             raise RecipeError(f"--set {assignment}: expected key=value, for example --set optimizer.lr=1e-4")
         try:
             value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise RecipeError(f"--set {assignment}: the value is not YAML ({error})") from error
-        *parents, last = (int(part) if part.isdigit() else part for part in dotted.split("."))
+        *parents, last = (int(part) if part.isdecimal() else part for part in dotted.split("."))
         target: Any = self.values
         for part in parents:
             if isinstance(target, dict):

@@ -96,3 +96,19 @@ def test_overrides(tmp_path):
 
 def test_differing_keys_are_named():
     assert differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}}) == ["a.b: 1 -> 3"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["name: !!python/object:os.system 1", "? [a, b]\n: 1", "{a: 1}: 3", "name: &x [*x]"],
+)
+def test_yaml_that_is_no_recipe_is_refused(tmp_path, line):
+    with pytest.raises(RecipeError):
+        load_recipe(Recipe, write(tmp_path, f"steps: 1\n{line}\n"))
+
+
+def test_merge_keys_and_dates_are_plain(tmp_path):
+    text = "name: 2026-13-45\nsteps: 1\noptimizer: &base {lr: 1}\n"
+    assert load_recipe(Recipe, write(tmp_path, text)).name == "2026-13-45"
+    text = GOOD.replace("  lr: 1e-4\n", "  <<: {lr: 1e-4}\n")
+    assert load_recipe(Recipe, write(tmp_path, text)).optimizer.lr == 1e-4

@@ -106,7 +106,7 @@ def test_packing_changes_neither_losses_nor_gradients() -> None:
     together = backward(model, [MIXED])
     apart = backward(model, [[sample] for sample in MIXED])
     for ours, theirs in zip(together[:2], apart[:2], strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     for name, gradient in together[2].items():
         assert (gradient - apart[2][name]).norm() <= 1e-4 * gradient.norm(), name
 
@@ -128,7 +128,7 @@ def test_text_loss_is_the_backbones_own() -> None:
     ids = torch.tensor([[*tokens.user_prefix, *caption, tokens.im_end]])
     logits = model.llm(input_ids=ids).logits[0]
     expected = F.cross_entropy(logits[2:-1], ids[0, 3:], reduction="none")
-    torch.testing.assert_close(losses.text, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses.text, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

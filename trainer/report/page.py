@@ -6,12 +6,12 @@ import html
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from foundation.html_page import details, document, facts, section, table
 from trainer.report.chart import Curve, Marks, draw_chart, legend
 from trainer.report.pictures import sample_grid
 from trainer.report.run_data import RunData
@@ -53,34 +53,23 @@ def render_page(data: RunData, now: float) -> str:
     Args:
         now: seconds since 1970, for the page's own date.
     """
-    name = html.escape(str(data.run.path))
-    sections = [
-        f"<h1>{name}</h1>",
+    parts = [
         f'<p class="status">{html.escape(_status(data))}</p>',
         _facts(data),
         "<h2>Curves</h2>",
         '<p class="note">Lines are means over neighbouring steps, bands their range. Dashed: a start of the '
         "run; short red line: a skipped step.</p>",
         f'<div class="charts">{"".join(_charts(data))}</div>',
-        _section("Samples", sample_grid(data.run.samples), "No pictures were sampled."),
-        _section("Restarts", _restarts(data), "The run was never started."),
-        _section("Skipped steps and rewinds", _skips(data), "No step was skipped."),
-        _section("Saves that failed, checkpoints passed over", _trouble(data), "None."),
-        _details("Recipe", yaml.safe_dump(data.recipe, sort_keys=False, allow_unicode=True)),
-        _details("Lineage", json.dumps(data.lineage, indent=1, ensure_ascii=False)),
-        _details("Provenance", json.dumps(data.provenance, indent=1, ensure_ascii=False)),
+        section("Samples", sample_grid(data.run.samples), "No pictures were sampled."),
+        section("Restarts", _restarts(data), "The run was never started."),
+        section("Skipped steps and rewinds", _skips(data), "No step was skipped."),
+        section("Saves that failed, checkpoints passed over", _trouble(data), "None."),
+        details("Recipe", yaml.safe_dump(data.recipe, sort_keys=False, allow_unicode=True)),
+        details("Lineage", json.dumps(data.lineage, indent=1, ensure_ascii=False)),
+        details("Provenance", json.dumps(data.provenance, indent=1, ensure_ascii=False)),
         f'<p class="note">Written {_date(now)}.</p>',
     ]
-    # The policy forbids the browser to load or run anything, whatever a recipe or a file name may contain.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(sections)
-        + "\n</main></body></html>\n"
-    )
+    return document(str(data.run.path), parts, STYLE)
 
 
 def _status(data: RunData) -> str:
@@ -97,7 +86,7 @@ def _status(data: RunData) -> str:
 def _facts(data: RunData) -> str:
     last = data.metrics[-1] if data.metrics else {}
     skipped = len({event.get("step") for event in data.of_kind("skipped")})
-    facts: list[tuple[str, str]] = [
+    pairs = [
         ("loss", _number(last.get("loss"))),
         ("images", _number(last.get("images"))),
         ("tokens", _number(last.get("tokens"))),
@@ -107,8 +96,7 @@ def _facts(data: RunData) -> str:
         ("skipped steps", str(skipped)),
         ("ranks", str(data.starts[-1].get("ranks", "-") if data.starts else "-")),
     ]
-    tiles = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts)
-    return f'<dl class="facts">{"".join(tiles)}</dl>'
+    return facts(pairs)
 
 
 def _charts(data: RunData) -> list[str]:
@@ -168,7 +156,7 @@ def _restarts(data: RunData) -> str:
             how,
         )
         rows.append(values)
-    return _table(("start", "when", "host", "ranks", "from step", "how it ended"), rows)
+    return table(("start", "when", "host", "ranks", "from step", "how it ended"), rows)
 
 
 def _skips(data: RunData) -> str:
@@ -181,7 +169,7 @@ def _skips(data: RunData) -> str:
         samples = [str(sample) for sample in event.get("samples", ())]
         more = f" and {len(samples) - SAMPLES_NAMED} more" if len(samples) > SAMPLES_NAMED else ""
         rows.append((event.get("step"), event.get("reason"), ", ".join(samples[:SAMPLES_NAMED]) + more))
-    return _table(("step", "why", "samples"), rows)
+    return table(("step", "why", "samples"), rows)
 
 
 def _trouble(data: RunData) -> str:
@@ -194,25 +182,7 @@ def _trouble(data: RunData) -> str:
         )
         for event in data.of_kind("save_failed", "checkpoint_passed_over")
     ]
-    return _table(("when", "what", "step", "why"), rows)
-
-
-def _section(title: str, content: str, otherwise: str) -> str:
-    return f"<h2>{title}</h2>\n" + (content or f'<p class="note">{otherwise}</p>')
-
-
-def _details(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary><pre>{html.escape(text)}</pre></details>"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    return table(("when", "what", "step", "why"), rows)
 
 
 def _number(value: Any) -> str:

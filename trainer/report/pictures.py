@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import re
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+
+from foundation.html_page import embedded_picture
 
 MOST_ROWS = 8
 LARGEST_SIDE = 256  # pixels: a page of eight rows of eight stays under 10 MB
@@ -52,8 +52,4 @@ def _embedded(path: Path) -> str:
             small = picture.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
         return f"{html.escape(path.name)} cannot be read"
-    small.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
+    return embedded_picture(small, path.stem, LARGEST_SIDE)

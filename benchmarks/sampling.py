@@ -34,6 +34,7 @@ from models.class_conditional import (
     ClassConditionalModel,
     sample,
 )
+from models.generation import FlowSettings
 from models.layout import SequenceTokens
 from models.text_to_image import TextToImageModel, preset
 from models.tokenizer import BinaryTokenizer, TokenizerConfig
@@ -96,7 +97,7 @@ def text_to_image(
 
     def draw() -> Tensor:
         return model.generate(
-            *prompts, side, side, tokens=tokens, num_images=images, guidance=7.5, steps=steps
+            *prompts, side, side, tokens=tokens, num_images=images, flow=FlowSettings(7.5, steps)
         )
 
     split = Split()

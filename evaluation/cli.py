@@ -78,6 +78,7 @@ def _generate(
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     try:
         generator = PictureGenerator(model, tokenizer, device, getattr(torch, dtype))
+        generator.check(list(todo), *size, sampling)
         for prompt, paths in todo.items():
             generate_files(generator, prompt, size, sampling, paths)
             for path in paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from evaluation.picture_files import picture_settings, write_picture
 from evaluation.recipes import Sampling
 from foundation.errors import RecipeError
+from models.generation import FlowSettings, check_request
 from models.layout import from_patch_raster
 from models.tokenizer import BinaryTokenizer, load_tokenizer, to_uint8
 from models.weights import load_folder
@@ -50,6 +52,16 @@ class PictureGenerator:
         self.tokenizer: BinaryTokenizer = load_tokenizer(place).to(device).eval()
         self.device = torch.device(device)
 
+    def check(
+        self, prompts: Sequence[str], height: int, width: int, sampling: Sampling, pictures: int = 1
+    ) -> None:
+        """Raise one ValueError with everything that keeps `bits` from any of these prompts.
+
+        A size that doesn't fit, an empty prompt, one beyond the context.
+        """
+        ids = [self._prompt_ids(prompt) for prompt in prompts]
+        check_request(self.model, ids, self._grid(height, width), pictures, _flow(sampling))
+
     def bits(self, prompt: str, height: int, width: int, sampling: Sampling, pictures: int = 1) -> Tensor:
         """Sample the bits of ``pictures`` pictures.
 
@@ -63,24 +75,18 @@ class PictureGenerator:
             float32 ``[pictures, C, h, w]`` of -1/+1, plain raster.
 
         Raises:
-            ValueError: a size that doesn't fit, an empty prompt, one beyond the context.
+            ValueError: as `check` says.
         """
-        downsample = self.tokenizer.config.downsample
-        if height % downsample or width % downsample:
-            raise ValueError(f"the size {height}x{width} is not a multiple of {downsample} pixels")
-        h, w = height // downsample, width // downsample
-        caption = self.text_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        h, w = self._grid(height, width)
         patches = self.model.generate(
-            self.tokens.prompt(caption) if caption else [],
+            self._prompt_ids(prompt),
             self.tokens.unconditional_prompt(),
             h,
             w,
-            num_images=pictures,
-            guidance=sampling.guidance,
-            steps=sampling.steps,
-            sampler=sampling.sampler,
-            generator=torch.Generator(self.device).manual_seed(sampling.seed),
             tokens=self.tokens,
+            num_images=pictures,
+            flow=_flow(sampling),
+            generator=torch.Generator(self.device).manual_seed(sampling.seed),
         )
         p = self.model.config.p
         plain = torch.stack([from_patch_raster(image, h, w, p) for image in patches])
@@ -91,6 +97,22 @@ class PictureGenerator:
         """Pictures of bits ``[B, C, h, w]``."""
         pixels = to_uint8(self.tokenizer.decode(bits.to(self.device))).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(picture) for picture in pixels]
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """The size in tokens."""
+        downsample = self.tokenizer.config.downsample
+        if height % downsample or width % downsample:
+            raise ValueError(f"the size {height}x{width} is not a multiple of {downsample} pixels")
+        return height // downsample, width // downsample
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of the conditional prompt; none at all where the caption is empty, which `generate` refuses."""
+        caption = self.text_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return self.tokens.prompt(caption) if caption else []
+
+
+def _flow(sampling: Sampling) -> FlowSettings:
+    return FlowSettings(sampling.guidance, sampling.steps, sampling.sampler)
 
 
 def generate_files(

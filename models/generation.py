@@ -30,9 +30,11 @@ USES_THAT_PAY = 10
 class FlowSettings(NamedTuple):
     """How the head draws a patch; see `DiffusionHead.sample`."""
 
-    guidance: float
-    steps: int
-    sampler: SamplerName
+    guidance: float = 7.5
+    """Scale of classifier-free guidance, at least 1, which switches it off and halves the work."""
+    steps: int = 50
+    """Solver steps per patch, before the last one; 10 to 50 are useful."""
+    sampler: SamplerName = "euler_maruyama"
 
 
 def check_request(

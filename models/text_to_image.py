@@ -19,7 +19,7 @@ from transformers import Qwen3Config
 from models.backbone import Backend, backbone_config, build_backbone, plan_packed, run_backbone
 from models.backbone.presets import VOCABULARY
 from models.generation import FlowSettings, check_request, generate_bits
-from models.head import DiffusionHead, HeadConfig, SamplerName
+from models.head import DiffusionHead, HeadConfig
 from models.layout import PackedBatch, SequenceTokens, position_embedding
 from models.projector import Projector
 
@@ -175,9 +175,7 @@ class TextToImageModel(nn.Module):
         *,
         tokens: SequenceTokens,
         num_images: int = 1,
-        guidance: float = 7.5,
-        steps: int = 50,
-        sampler: SamplerName = "euler_maruyama",
+        flow: FlowSettings = FlowSettings(),
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw pictures: float32 bits [num_images, h*w, C] of -1/+1 in patch raster order.
@@ -186,15 +184,13 @@ class TextToImageModel(nn.Module):
             prompt_ids: everything before <|vision_start|> (`SequenceTokens.prompt`).
             uncond_ids: the same of the unconditional half (`unconditional_prompt`); not read at guidance 1.
             h, w: the grid in tokens, multiples of p.
-            guidance: scale of classifier-free guidance; 1 switches it off and halves the work.
-            steps: solver steps of the head per patch, before its last one; 10 to 50 are useful.
+            flow: guidance scale, solver steps and sampler.
             generator: on the model's device; None takes torch's own. A seed gives the pictures that it gives
                 with the published code, which draws the start of a patch, then once per step.
 
         ValueError on a size that does not fit, an empty prompt, one beyond the context, a guidance below 1.
         """
-        prompts = [prompt_ids, uncond_ids] if guidance != 1.0 else [prompt_ids]
-        flow = FlowSettings(guidance, steps, sampler)
+        prompts = [prompt_ids, uncond_ids] if flow.guidance != 1.0 else [prompt_ids]
         check_request(self, prompts, (h, w), num_images, flow)
         return generate_bits(self, prompts, (h, w), tokens, num_images, flow, generator)
 

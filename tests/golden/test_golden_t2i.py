@@ -9,6 +9,7 @@ from golden_files import Golden, golden_files
 from torch import Tensor
 from transformers import Qwen3Config
 
+from models.generation import FlowSettings
 from models.head import HeadConfig, draw_times
 from models.layout import PackedBatch, Sample, SequenceTokens, attention_mask, from_patch_raster, pack
 from models.projector import Projector
@@ -102,8 +103,7 @@ def test_sampled_bits(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
             *config["grid"],
             tokens=golden_tokens(config, []),
             num_images=config["num_images"],
-            guidance=guidance,
-            steps=config["num_sampling_steps"],
+            flow=FlowSettings(guidance, config["num_sampling_steps"]),
         )
         assert torch.equal(bits, expected)
 

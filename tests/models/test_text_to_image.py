@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Qwen3Config
 
 from models.backbone import BACKBONES, backbone_config
+from models.generation import FlowSettings
 from models.head import HeadConfig
 from models.layout import Sample, SequenceTokens, attention_mask, pack, positions_2d, to_patch_raster
 from models.text_to_image import TextToImageConfig, TextToImageModel, preset
@@ -220,7 +221,7 @@ def test_generation_is_its_slow_definition(guidance: float) -> None:
     model, slow_model, tokens = tiny_model(), tiny_model(), tiny_tokens()
     prompts = [tokens.prompt([33, 44, 55, 66, 77]), tokens.unconditional_prompt()]
     torch.manual_seed(5)
-    fast = model.generate(*prompts, 4, 6, tokens=tokens, num_images=2, guidance=guidance, steps=3)
+    fast = model.generate(*prompts, 4, 6, tokens=tokens, num_images=2, flow=FlowSettings(guidance, 3))
     torch.manual_seed(5)
     used = prompts if guidance > 1 else prompts[:1]
     slow = slow_generation(slow_model, used, 4, 6, 2, guidance, steps=3)
@@ -241,7 +242,7 @@ def test_generation_computes_nothing_in_vain() -> None:
     model.vision_head.net.final_layer.register_forward_hook(lambda *_: count("head"))
     model.llm.lm_head.register_forward_hook(lambda *_: pytest.fail("logits of text"))
     model.generate(
-        tokens.prompt([33]), tokens.unconditional_prompt(), 4, 4, tokens=tokens, guidance=2.0, steps=3
+        tokens.prompt([33]), tokens.unconditional_prompt(), 4, 4, tokens=tokens, flow=FlowSettings(2.0, 3)
     )
     assert passes == {"backbone": 4, "head": 4 * 4}
 
@@ -252,7 +253,7 @@ def test_a_generator_decides_the_picture() -> None:
     def draw(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         prompts = tokens.prompt([33]), tokens.unconditional_prompt()
-        return model.generate(*prompts, 4, 4, tokens=tokens, guidance=2.0, steps=3, generator=generator)
+        return model.generate(*prompts, 4, 4, tokens=tokens, flow=FlowSettings(2.0, 3), generator=generator)
 
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
 
@@ -267,7 +268,7 @@ def test_training_and_generation_share_one_sequence() -> None:
     model.vision_head.sample = lambda cond, *args, **kwargs: (  # type: ignore[method-assign]
         conditions.append(cond.clone()) or draw(cond, *args, **kwargs)
     )
-    bits = model.generate(prompt, prompt, 4, 6, tokens=tokens, guidance=1.0, steps=2)[0]
+    bits = model.generate(prompt, prompt, 4, 6, tokens=tokens, flow=FlowSettings(1.0, 2))[0]
     plain = torch.empty_like(bits)
     plain[to_patch_raster(torch.arange(24), 4, 6, 2)] = bits
     batch = pack([tiny_sample(0, bits=plain, caption_ids=caption, flip=None)], tokens, 2)
@@ -284,11 +285,11 @@ BAD_REQUESTS = {
         {"prompt_ids": [5] * 103},
         "exceed the context of 128 tokens: shorten .* 102",
     ),
-    "guidance below 1": ({"guidance": 0.5}, "guidance is 0.5: expected a number of at least 1"),
-    "guidance that is no number": ({"guidance": math.nan}, "guidance is nan"),
+    "guidance below 1": ({"flow": FlowSettings(0.5, 2)}, "guidance is 0.5: expected a number of at least 1"),
+    "guidance that is no number": ({"flow": FlowSettings(math.nan, 2)}, "guidance is nan"),
     "no pictures": ({"num_images": 0}, "num_images is 0"),
-    "no steps": ({"steps": 0}, "steps is 0"),
-    "an unknown sampler": ({"sampler": "heun"}, "sampler: found 'heun'"),
+    "no steps": ({"flow": FlowSettings(2.0, 0)}, "steps is 0"),
+    "an unknown sampler": ({"flow": FlowSettings(2.0, 2, "heun")}, "sampler: found 'heun'"),
     "a side without a token": ({"h": 18}, "no <|res_18|> token"),
 }
 
@@ -296,14 +297,14 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize("case", BAD_REQUESTS)
 def test_bad_requests_are_refused(case: str) -> None:
     changes, message = BAD_REQUESTS[case]
-    request = {"prompt_ids": [5], "uncond_ids": [5], "h": 4, "w": 6, "guidance": 2.0, "steps": 2} | changes
+    request = {"prompt_ids": [5], "uncond_ids": [5], "h": 4, "w": 6, "flow": FlowSettings(2.0, 2)} | changes
     with pytest.raises(ValueError, match=message):
         tiny_model().generate(**request, tokens=tiny_tokens())  # type: ignore[arg-type]
 
 
 def test_the_longest_prompt_fits() -> None:
     model, tokens = tiny_model(), tiny_tokens()
-    model.generate([5] * 102, [5], 4, 6, tokens=tokens, guidance=2.0, steps=1)
+    model.generate([5] * 102, [5], 4, 6, tokens=tokens, flow=FlowSettings(2.0, 1))
 
 
 def test_parts_that_do_not_fit_are_refused_together() -> None:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_models as cases
 import torch
-import weights_cases as cases
 from typer.testing import CliRunner, Result
 
 from evaluation.weights_cli import app

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models as cases
 import torch
-import weights_cases as cases
 from safetensors.torch import load_file, save_file
 
 from models.text_to_image import TextToImageModel

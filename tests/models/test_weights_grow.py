@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+import tiny_models as cases
 import torch
-import weights_cases as cases
 
 from models.weights import grow_patch, load_folder, open_folder, save_folder, stored_specs, write_source
 from models.weights.layout import EMBEDDING, OUTPUT

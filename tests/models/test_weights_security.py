@@ -5,8 +5,8 @@ import pickle
 from pathlib import Path
 
 import pytest
+import tiny_models as cases
 import torch
-import weights_cases as cases
 from safetensors.torch import load_file
 
 from models.weights import FolderWriter, locate, open_folder, stored_specs

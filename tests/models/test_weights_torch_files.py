@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_models as cases
 import torch
-import weights_cases as cases
 
 from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalModel
 from models.tokenizer import BinaryTokenizer, TokenizerConfig, load_tokenizer

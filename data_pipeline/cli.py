@@ -93,3 +93,38 @@ def verify(
     from data_pipeline.verify import verify_dataset
 
     verify_dataset(dataset, deep)
+
+
+@app.command()
+def inspect(
+    dataset: Dataset,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The page; DATASET/inspect.html if not given.", show_default=False
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Pictures of each resolution class.")] = 24,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the tokenizer, where it has moved since.", show_default=False),
+    ] = None,
+    filter_output: Annotated[
+        Path | None,
+        typer.Option("--filter", help="Output of `data filter`, if not the recipe's.", show_default=False),
+    ] = None,
+) -> None:
+    """Show a finished dataset as one HTML page: decoded latents, captions, histograms, the funnel."""
+    from data_pipeline.inspect.look import look_at, tokenizer_folder
+    from data_pipeline.inspect.page import render_page
+    from data_pipeline.latents import LatentDataset
+    from foundation.files import atomic_write
+    from foundation.progress import say
+
+    latents = LatentDataset(str(dataset))
+    folder = tokenizer_folder(latents, tokenizer)
+    page = render_page(look_at(latents, samples, filter_output), folder)
+    path = output or dataset / "inspect.html"
+    with atomic_write(path) as file:
+        file.write(page)
+    say(f"wrote {path} ({len(page) / 1e6:.2f} MB)")

@@ -82,7 +82,9 @@ def _train(recipe: StageRecipe, run: RunFolder, stop: StopFlag, despite_no_progr
         lock = None
         if dist.get_rank() == 0:
             try:
-                lock = lock_run(run)
+                # Under srun the batch system sees to it that a run has one job; the ranks of a start that it
+                # has given up may live on for a while, on a node that is cut off, and must not be waited for.
+                lock = None if "SLURM_PROCID" in os.environ else lock_run(run)
                 newest = committed(run)
                 step = newest[0][0] if newest else 0
                 numbers = [take_start(run, step, dist.get_world_size(), despite_no_progress)]

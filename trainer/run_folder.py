@@ -164,13 +164,7 @@ def take_start(run: RunFolder, committed_step: int, ranks: int, despite_no_progr
     Raises:
         NoProgress: the last `STARTS_WITHOUT_PROGRESS` starts began at the same step as this one would.
     """
-    before = [json.loads(path.read_text() or "{}") for path in sorted(run.starts.glob("*.json"))]
-    stuck = before[-STARTS_WITHOUT_PROGRESS:]
-    if (
-        len(stuck) == STARTS_WITHOUT_PROGRESS
-        and all(start.get("step") == committed_step for start in stuck)
-        and not despite_no_progress
-    ):
+    if makes_no_progress(run, committed_step) and not despite_no_progress:
         raise NoProgress(
             f"{run.path} was started {STARTS_WITHOUT_PROGRESS} times and never got past step "
             f"{committed_step}. Look at the ends of {run.logs}/rank-*.log; when the cause is mended, add "
@@ -191,6 +185,12 @@ def take_start(run: RunFolder, committed_step: int, ranks: int, despite_no_progr
             file.flush()
             os.fsync(file.fileno())
         return number
+
+
+def makes_no_progress(run: RunFolder, committed_step: int) -> bool:
+    """Whether the last `STARTS_WITHOUT_PROGRESS` starts began at the step where one more would begin."""
+    stuck = starts_of(run)[-STARTS_WITHOUT_PROGRESS:]
+    return len(stuck) == STARTS_WITHOUT_PROGRESS and all(s.get("step") == committed_step for s in stuck)
 
 
 def latest_start(run: RunFolder) -> int:

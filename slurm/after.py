@@ -1,0 +1,177 @@
+"""The last line of each batch script: does the job run again, or is this its end?
+
+    python -m slurm.after [RECIPE] --code 75
+
+Exit codes 0, 65 and 78 end a job. After any other end (a signal and a save, a rank or a node that died, a bug
+that may not strike twice) the job is put back into the queue under the same number, without the nodes that the
+preflight found to be bad; unless three starts in a row came no further.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.errors import ExitCode
+from foundation.progress import say
+from foundation.recipes import load_recipe
+from slurm.controller import SlurmError, expand_nodes, fields, is_live, patiently
+from slurm.history import JobFolder
+from trainer.checkpoint_files import committed
+from trainer.recipe import StageRecipe
+from trainer.run_folder import RunFolder, makes_no_progress
+
+CONTROLLER_AWAY_SECONDS = 3600.0
+COMMAND_RESTARTS = 5  # of a command that keeps no count of its own progress
+BAD_STARTS = 3  # in a row without a step in between, after which it is not the nodes' fault
+FINAL = {ExitCode.DONE: "finished", ExitCode.DATA: "the data are bad", ExitCode.RECIPE: "the recipe is bad"}
+BAD_NODE = re.compile(r"^bitdance: bad node (\S+?): (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a job: which one, where, and how it ended.
+
+    Attributes:
+        restart: how many starts of the job were before it.
+        nodes: as Slurm abbreviates them.
+        code: exit code of the job's step.
+    """
+
+    job: int
+    restart: int
+    nodes: str
+    code: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], code: int) -> Start:
+        """The start that this process belongs to."""
+        restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
+        return cls(int(environment["SLURM_JOB_ID"]), restart, environment["SLURM_JOB_NODELIST"], code)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of the job: `again` or not, with which exit code, without which nodes, and why."""
+
+    again: bool
+    code: int
+    why: str
+    without: tuple[str, ...] = ()
+
+
+def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | None) -> Decision:
+    """Whether a start's end is the job's.
+
+    Args:
+        log: what this start has printed.
+        run: where it trains, None for other commands.
+        history: of the run.
+    """
+    if start.code in FINAL:
+        return Decision(False, start.code, FINAL[ExitCode(start.code)])
+    bad = dict(BAD_NODE.findall(log))
+    if bad:
+        return Decision(True, ExitCode.REQUEUE, "; ".join(f"{n}: {r}" for n, r in bad.items()), tuple(bad))
+    if run is None or history is None:
+        if start.code == ExitCode.BUG or start.restart >= COMMAND_RESTARTS:
+            return Decision(False, ExitCode.BUG, f"exit code {start.code} after {start.restart} restarts")
+        return Decision(True, ExitCode.REQUEUE, describe(start.code))
+    step = committed_step(run)
+    ends = history.lines("end")[-BAD_STARTS + 1 :]
+    fruitless = [e for e in ends if e["step"] == step and e["code"] != ExitCode.REQUEUE]
+    stuck = start.code != ExitCode.REQUEUE and len(fruitless) == BAD_STARTS - 1
+    if stuck or makes_no_progress(run, step):
+        return Decision(
+            False,
+            ExitCode.BUG,
+            f"three starts in a row never got past step {step}; the last one: {describe(start.code)}",
+        )
+    return Decision(True, ExitCode.REQUEUE, describe(start.code))
+
+
+def committed_step(run: RunFolder) -> int:
+    """Step of the newest checkpoint, 0 where there is none."""
+    newest = committed(run)
+    return newest[0][0] if newest else 0
+
+
+def describe(code: int) -> str:
+    """An exit code in words."""
+    if code == ExitCode.REQUEUE:
+        return "saved, wants to go on"
+    if code > 128 and code - 128 in set(signal.Signals):
+        return f"a process was ended by {signal.Signals(code - 128).name}"
+    return f"exit code {code}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Decide, write it down and carry it out; the exit code for the batch script."""
+    # A requeue ends this process too, by SIGTERM; what is left to do then must be done.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="python -m slurm.after")
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("--code", type=int, required=True)
+    options = parser.parse_args(arguments)
+    start = Start.from_environment(os.environ, options.code)
+    run = history = None
+    if options.recipe:
+        if start.code == ExitCode.RECIPE:
+            return start.code  # a recipe that cannot be read names no run folder
+        run = RunFolder(Path(load_recipe(StageRecipe, options.recipe).run))
+        history = JobFolder.of_run(run.path)
+    try:
+        job = fields(patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "show", "job", str(start.job), "-o"))
+    except SlurmError as error:
+        say(f"bitdance: {error}")
+        return ExitCode.REQUEUE
+    if int(job["Restarts"]) != start.restart:
+        # Slurm has lost sight of this node meanwhile and started the job elsewhere. It is not ours any more.
+        say(f"bitdance: start {start.restart} of job {start.job} has been replaced; it ends here")
+        return ExitCode.REQUEUE
+    decision = decide(start, this_start(job["StdOut"]), run, history)
+    cancelled = history is not None and any(line["job"] == start.job for line in history.lines("cancel"))
+    if cancelled and decision.again:
+        decision = Decision(False, ExitCode.REQUEUE, "saved and cancelled, as asked")
+    if run is not None and history is not None:
+        where = {"nodes": start.nodes, "restart": start.restart, "step": committed_step(run)}
+        what = {"code": start.code, "again": decision.again, "why": decision.why}
+        history.note("end", start.job, **where, **what, without=list(decision.without))
+    say(f"bitdance: {'again' if decision.again else 'the end'}: {decision.why}")
+    if cancelled:
+        patiently(CONTROLLER_AWAY_SECONDS, "scancel", str(start.job))
+    elif decision.again and is_live(job) and job["JobState"] == "RUNNING":
+        run_again(start, job, decision)
+    return decision.code
+
+
+def this_start(log: str) -> str:
+    """The part of a job's log that its latest start has written."""
+    try:
+        text = Path(log).read_text(errors="replace")
+    except OSError:
+        return ""
+    return text[max(0, text.rfind("bitdance: start ")) :]
+
+
+def run_again(start: Start, job: Mapping[str, str], decision: Decision) -> None:
+    """Put the job back into the queue, without the nodes that have been found to be bad."""
+    patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "requeue", str(start.job))
+    if decision.without:
+        # Only a pending job can be told so. It waits some seconds before it may start again.
+        excluded = {*expand_nodes(job["ExcNodeList"]), *decision.without}
+        change = f"ExcNodeList={','.join(sorted(excluded))}"
+        patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "update", f"JobId={start.job}", change)
+    time.sleep(60)  # Slurm ends this script, now that its job is in the queue
+
+
+if __name__ == "__main__":
+    sys.exit(main())

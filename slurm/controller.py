@@ -1,0 +1,110 @@
+"""Slurm's controller, as its commands let a user talk to it: sbatch, scontrol, squeue, scancel, sacct."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+
+from foundation.errors import RecipeError
+
+ENDED = frozenset(
+    {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL"}
+)
+_FIELD = re.compile(r"(?:^| )([A-Za-z][A-Za-z/:]*)=")  # of `scontrol --oneliner`; values may contain spaces
+
+
+class SlurmError(RecipeError):
+    """A command of Slurm has refused; its own words are in the message."""
+
+
+def missing_commands() -> list[str]:
+    """Which of Slurm's commands are not on the PATH."""
+    return [name for name in ("sbatch", "scontrol", "squeue", "scancel") if shutil.which(name) is None]
+
+
+def slurm(*command: str, text: str | None = None) -> str:
+    """Output of one of Slurm's commands.
+
+    Args:
+        text: for its standard input.
+
+    Raises:
+        SlurmError: it is not there, does not answer, or refuses.
+    """
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=60, check=False, errors="replace"
+        )
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{command[0]} was not found: run this on a login node of the cluster, where Slurm's commands are"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} has not answered for a minute; is slurmctld running?") from None
+    if done.returncode:
+        lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
+        raise SlurmError(f"{command[0]}: {'; '.join(lines) or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def fields(line: str) -> dict[str, str]:
+    """`Key=value Key=value ...` as `scontrol --oneliner` prints it; a value may hold spaces.
+
+    >>> fields("JobId=7 JobName=a b NodeList=n[1-2]")
+    {'JobId': '7', 'JobName': 'a b', 'NodeList': 'n[1-2]'}
+    """
+    matches = list(_FIELD.finditer(line))
+    ends = [match.start() for match in matches[1:]] + [len(line)]
+    return {match[1]: line[match.end() : end].strip() for match, end in zip(matches, ends, strict=True)}
+
+
+def show(entity: str, name: str = "") -> list[dict[str, str]]:
+    """What `scontrol show` tells of jobs, partitions or nodes; [] where there is none of that name.
+
+    Raises:
+        SlurmError: the controller does not answer.
+    """
+    try:
+        output = slurm("scontrol", "show", entity, *([name] if name else []), "--oneliner")
+    except SlurmError as error:
+        if re.search(r"[Ii]nvalid job id|not found", str(error)):
+            return []
+        raise
+    return [fields(line) for line in output.splitlines() if "=" in line]
+
+
+def show_job(number: int) -> dict[str, str] | None:
+    """A job; None where the controller knows it no more."""
+    found = show("job", str(number))
+    return found[0] if found else None
+
+
+def is_live(job: dict[str, str] | None) -> bool:
+    """Whether a job is waiting, running or about to run again."""
+    return job is not None and job["JobState"] not in ENDED
+
+
+def patiently(seconds: float, *command: str) -> str:
+    """`slurm`, again and again while the controller is away.
+
+    Raises:
+        SlurmError: it refuses, or is away for longer than that.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return slurm(*command)
+        except SlurmError as error:
+            away = "nable to contact" in str(error) or "has not answered" in str(error)
+            if not away or time.monotonic() > deadline:
+                raise
+        time.sleep(2)
+
+
+def expand_nodes(expression: str) -> list[str]:
+    """`n[1-3]` as a list of names."""
+    if not expression or expression == "(null)":
+        return []
+    return slurm("scontrol", "show", "hostnames", expression).split()

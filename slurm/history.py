@@ -1,0 +1,76 @@
+"""What a run's jobs did, beside the run: `RUN/slurm/history.jsonl`, the script and the log of each job.
+
+A line: {"time", "event", "job", ...}; the events are "submitted", "start", "end" and "cancel".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The folder in which a run's (or a dataset's) jobs leave their traces."""
+
+    path: Path
+
+    history = property(lambda self: self.path / "history.jsonl")
+
+    @classmethod
+    def of_run(cls, run: str | Path) -> JobFolder:
+        """Of a training run."""
+        return cls(Path(run) / "slurm")
+
+    @classmethod
+    def beside(cls, output: str | Path) -> JobFolder:
+        """Of a data job: beside its output, since that folder belongs to the recipe alone."""
+        output = Path(output)
+        return cls(output.with_name(f"{output.name}.slurm"))
+
+    def log(self, job: int) -> Path:
+        """What the job's script and ranks print."""
+        return self.path / f"{job}.log"
+
+    def note(self, event: str, job: int, **details: Any) -> None:
+        """Append a line."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"time": time.time(), "event": event, "job": job, **details}) + "\n"
+        with open(self.history, "a") as file:  # one write of a short line: appended whole
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The lines, oldest first; of one event only where it is given."""
+        try:
+            text = self.history.read_text()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in text.splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # cut short by a kill
+        return [line for line in found if event in (None, line["event"])]
+
+    def last_job(self) -> int | None:
+        """The job that was submitted last."""
+        submitted = self.lines("submitted")
+        return int(submitted[-1]["job"]) if submitted else None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Two people who submit the same run at once do so one after the other."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield

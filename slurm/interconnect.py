@@ -1,0 +1,152 @@
+"""The part of the preflight that needs torch: GPUs, clocks, and how fast the nodes talk to each other."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from slurm.node_checks import Limits, Report
+from trainer.engine import training_device
+
+MATRIX = 8192  # a product of this size takes an H100 a millisecond and a half
+ROUNDS = 5
+MESSAGE_BYTES = {"cuda": 256 << 20, "cpu": 4 << 20}
+TIMEOUT = timedelta(minutes=3)
+
+
+def check_gpu(report: Report, limits: Limits, environment: Mapping[str, str]) -> None:
+    """Whether the GPUs that Slurm gave this job are there and, where a limit is set, fast enough."""
+    given = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < given:
+        report.problems.append(f"torch sees {seen} of the {given} GPUs that the job has on it")
+        return
+    if not given or not limits.min_gpu_tflops:
+        return
+    tflops = gpu_tflops(training_device())
+    report.measured["gpu_tflops"] = round(tflops, 1)
+    if tflops < limits.min_gpu_tflops:
+        report.problems.append(
+            f"GPU {environment.get('SLURM_LOCALID', '?')} reaches {tflops:.0f} TFLOP/s, "
+            f"{limits.min_gpu_tflops:g} are needed"
+        )
+
+
+def gpu_tflops(device: torch.device) -> float:
+    """1e12 FLOP/s of a bfloat16 matrix product, the fastest of some rounds."""
+    a = torch.randn(MATRIX, MATRIX, device=device, dtype=torch.bfloat16)
+    seconds = []
+    for _ in range(ROUNDS + 2):
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        a @ a
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * MATRIX**3 / min(seconds) / 1e12
+
+
+def start_group(store: dist.Store, rank: int, ranks: int) -> None:
+    """A process group for the preflight alone, with the backend that training uses."""
+    device = training_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=TIMEOUT)
+
+
+def check_clocks(reports: list[Report], limits: Limits) -> None:
+    """Collective: blame nodes whose clocks are far from the middle one (accurate to a barrier's delay)."""
+    times = torch.zeros(dist.get_world_size(), dtype=torch.float64, device=training_device())
+    dist.barrier()
+    times[dist.get_rank()] = time.time()
+    dist.all_reduce(times)
+    middle = statistics.median(times.tolist())
+    for report, found in zip(reports, times.tolist(), strict=True):
+        if abs(found - middle) > limits.max_clock_skew:
+            report.problems.append(
+                f"its clock is {found - middle:+.1f} s off; {limits.max_clock_skew:g} s are allowed"
+            )
+
+
+def check_bandwidth(reports: list[Report], limits: Limits) -> float:
+    """Collective: the all-reduce's bus bandwidth (1e9 bytes/s); where it is too low, blame nodes by name."""
+    ranks = dist.get_world_size()
+    if ranks == 1:
+        return 0.0
+    device = training_device()
+    message = torch.ones(MESSAGE_BYTES[device.type] // 4, device=device)
+    seconds = [_timed(lambda: dist.all_reduce(message), device) for _ in range(ROUNDS)]
+    # Each rank sends and receives 2(n-1)/n of the message (NVIDIA/nccl-tests, PERFORMANCE.md).
+    bandwidth = 2 * (ranks - 1) / ranks * message.numel() * 4 / min(seconds[1:]) / 1e9
+    agreed = torch.tensor([bandwidth], device=device)
+    dist.all_reduce(agreed, dist.ReduceOp.MIN)
+    if agreed.item() < limits.min_allreduce_gbps:
+        _blame_slow_nodes(reports, limits, message)
+    return agreed.item()
+
+
+def _blame_slow_nodes(reports: list[Report], limits: Limits, message: torch.Tensor) -> None:
+    """Time each node's exchange with the first one, alone; where all are slow, the first one is."""
+    leaders: dict[str, int] = {}
+    for report in reports:
+        leaders.setdefault(report.node, report.rank)
+    (first, hub), *others = leaders.items()
+    speeds = torch.zeros(len(others), device=message.device)
+    for index, (_, leader) in enumerate(others):
+        dist.barrier()
+        if dist.get_rank() in (hub, leader):
+            seconds = min(_exchange(message, hub, leader) for _ in range(3))
+            if dist.get_rank() == hub:
+                speeds[index] = 2 * message.numel() * 4 / seconds / 1e9
+    dist.broadcast(speeds, src=hub)
+    measured = {node: speed for (node, _), speed in zip(others, speeds.tolist(), strict=True)}
+    slow = {node: speed for node, speed in measured.items() if speed < limits.min_allreduce_gbps}
+    if len(slow) == len(others) > 1:
+        slow = {first: max(slow.values())}
+    for node, speed in slow.items():
+        report = next(report for report in reports if report.node == node)
+        report.problems.append(
+            f"it exchanges {speed:.2f} GB/s with {first if node != first else 'the others'}, "
+            f"{limits.min_allreduce_gbps:g} are needed"
+        )
+
+
+def _exchange(message: torch.Tensor, one: int, other: int) -> float:
+    """Seconds until a message has gone from ``one`` to ``other`` and come back."""
+
+    def there_and_back() -> None:
+        if dist.get_rank() == one:
+            dist.send(message, other)
+            dist.recv(message, other)
+        else:
+            dist.recv(message, one)
+            dist.send(message, one)
+
+    return _timed(there_and_back, message.device)
+
+
+def _timed(work: object, device: torch.device) -> float:
+    assert callable(work)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def store_of(environment: Mapping[str, str], rank: int, ranks: int, seconds: float) -> dist.TCPStore:
+    """Where the ranks leave their reports: on the first node, one port above the one that training uses."""
+    port = int(environment["MASTER_PORT"]) + 1
+    address = environment["MASTER_ADDR"]
+    return dist.TCPStore(address, port, ranks, rank == 0, timedelta(seconds=seconds), wait_for_workers=False)
+
+
+def node_name(environment: Mapping[str, str]) -> str:
+    """This node, as Slurm calls it."""
+    return environment.get("SLURMD_NODENAME") or os.uname().nodename

@@ -216,6 +216,9 @@ def test_parameter_counts_of_the_presets() -> None:
     ("labels", "options", "found"),
     [
         ([6], {}, r"labels: found \[6\].*expected 0 to 4, or 5 for no class"),
+        ([None], {}, r"labels: found \[None\], expected a non-empty list of class numbers"),
+        (["cat"], {}, r"labels: found \['cat'\]"),
+        ([True], {}, r"labels: found torch.bool of shape \[1\]"),
         ([-1, 2], {}, r"labels: found \[-1\]"),
         ([], {}, "expected a non-empty list"),
         ([0], {"guidance": 0.0}, "guidance: found 0.0"),

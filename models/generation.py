@@ -8,6 +8,7 @@ n pictures, R rows (n, or 2n with guidance, conditional rows first), P tokens pe
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -67,8 +68,8 @@ def check_request(
             )
     if num_images < 1:
         problems.append(f"num_images is {num_images}: expected at least 1")
-    if not (math.isfinite(flow.guidance) and flow.guidance >= 1.0):
-        problems.append(f"guidance is {flow.guidance}: expected a number of at least 1; 1 switches it off")
+    if not (isinstance(flow.guidance, Real) and math.isfinite(flow.guidance) and flow.guidance >= 1.0):
+        problems.append(f"guidance is {flow.guidance!r}: expected a number of at least 1; 1 switches it off")
     if flow.steps < 1:
         problems.append(f"steps is {flow.steps}: expected at least 1")
     if problems:

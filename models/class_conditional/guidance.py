@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Literal, get_args
 
 GuidanceSchedule = Literal["linear", "constant"]
@@ -10,8 +11,8 @@ GuidanceSchedule = Literal["linear", "constant"]
 
 def check_guidance(guidance: float, schedule: str) -> None:
     """Raise ValueError unless guidance >= 1 and the schedule is known."""
-    if not (math.isfinite(guidance) and guidance >= 1.0):
-        raise ValueError(f"guidance: found {guidance}, expected a number of at least 1; 1 switches it off")
+    if not (isinstance(guidance, Real) and math.isfinite(guidance) and guidance >= 1.0):
+        raise ValueError(f"guidance: found {guidance!r}, expected a number of at least 1; 1 switches it off")
     if schedule not in get_args(GuidanceSchedule):
         known = list(get_args(GuidanceSchedule))
         raise ValueError(f"guidance schedule: found {schedule!r}, expected one of {known}")

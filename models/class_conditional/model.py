@@ -24,6 +24,7 @@ from models.head import DiffusionHead
 from models.layout import flip_bits
 
 LABEL_DROP = 0.1
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class ClassConditionalModel(nn.Module):
@@ -115,14 +116,18 @@ class ClassConditionalModel(nn.Module):
         return self.norm(x) + self.pos_for_diff(places)
 
     def check_labels(self, labels: Tensor | Sequence[int]) -> Tensor:
-        """Labels as int64 `[B]` on the model's device. Raises ValueError on one that it does not know."""
-        labels = torch.as_tensor(labels)
-        null = self.config.num_classes
-        if labels.ndim != 1 or labels.numel() == 0 or labels.is_floating_point():
-            raise ValueError(
-                f"labels: found {labels.dtype} of shape {list(labels.shape)}, "
-                "expected a non-empty list of class numbers"
-            )
+        """Labels as int64 `[B]` on the model's device.
+
+        Raises ValueError on anything but class numbers that it knows. The null class (`num_classes`), which
+        stands for no label, is one of them.
+        """
+        null, expected = self.config.num_classes, "expected a non-empty list of class numbers"
+        try:
+            labels = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"labels: found {labels!r}, {expected}") from error
+        if labels.ndim != 1 or not labels.numel() or labels.dtype not in INTEGERS:
+            raise ValueError(f"labels: found {labels.dtype} of shape {list(labels.shape)}, {expected}")
         wrong = sorted({int(label) for label in labels.tolist() if not 0 <= label <= null})
         if wrong:
             raise ValueError(

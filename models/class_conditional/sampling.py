@@ -37,7 +37,7 @@ def sample(
     """Draw one image per label.
 
     Args:
-        labels: class numbers `[B]`, 0 to num_classes - 1.
+        labels: class numbers `[B]`, 0 to num_classes - 1, or num_classes for a picture of no class.
         guidance: classifier-free guidance, at least 1; 1 leaves the unconditional half out altogether.
         steps: solver steps of the head per autoregressive step (100 for the published FIDs).
         schedule: "linear" (published) or "constant" guidance over the autoregressive steps.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 KINDS = (
     "tokenizer_",
@@ -84,3 +86,18 @@ def golden_files(kind: str) -> list[Any]:
     missing = "no such folder" if not folder.is_dir() else f"it holds no {kind}*.safetensors"
     reason = f"golden vectors not found in {folder} ({missing}); set GOLDEN_DIR to their folder"
     return [pytest.param(None, id=f"no-{kind}", marks=pytest.mark.skip(reason=reason))]
+
+
+def settling(draw: Callable[..., Tensor], golden_patches: Iterable[Tensor]) -> Callable[..., Tensor]:
+    """A head's `sample`, with the golden sign where its own is open: within 1e-4 of 0.
+
+    golden_patches: the bits [images, P, C] of each step; both halves of a batch take the same.
+    """
+    patches = iter(golden_patches)
+
+    def draw_and_settle(*args: Any, **kwargs: Any) -> Tensor:
+        drawn, golden_bits = draw(*args, **kwargs), next(patches)
+        halves = drawn.shape[0] // golden_bits.shape[0]
+        return torch.where(drawn.abs() < 1e-4, golden_bits.repeat(halves, 1, 1), drawn)
+
+    return draw_and_settle

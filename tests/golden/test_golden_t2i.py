@@ -1,12 +1,11 @@
 """Whole tiny text-to-image models: the training pass, and sampled bits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from golden_files import Golden, golden_files
-from torch import Tensor
+from golden_files import Golden, golden_files, settling
 from transformers import Qwen3Config
 
 from models.generation import FlowSettings
@@ -76,18 +75,6 @@ def test_training_pass(golden: Golden) -> None:
     assert losses.text.shape == (0,)
 
 
-def settling(draw: Callable[..., Tensor], expected: Tensor, P: int) -> Callable[..., Tensor]:
-    """The head's `sample`, with the golden sign where its own is open: within 1e-4 of 0."""
-    golden_patches = iter(expected.split(P, dim=1))
-
-    def draw_and_settle(*args: Any, **kwargs: Any) -> Tensor:
-        drawn, golden_bits = draw(*args, **kwargs), next(golden_patches)
-        halves = drawn.shape[0] // golden_bits.shape[0]
-        return torch.where(drawn.abs() < 1e-4, golden_bits.repeat(halves, 1, 1), drawn)
-
-    return draw_and_settle
-
-
 @pytest.mark.parametrize("golden", golden_files("t2i_"))
 def test_sampled_bits(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, whatever was drawn before."""
@@ -95,7 +82,9 @@ def test_sampled_bits(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = model.vision_head.sample
     for guidance in config["cfg"]:
         expected = golden.tensor(f"out.tokens_cfg{guidance:g}")
-        monkeypatch.setattr(model.vision_head, "sample", settling(draw, expected, config["parallel_num"]))
+        monkeypatch.setattr(
+            model.vision_head, "sample", settling(draw, expected.split(config["parallel_num"], dim=1))
+        )
         torch.manual_seed(config["sample_seed"])
         bits = model.generate(
             golden.tensor("in.text_ids").tolist(),

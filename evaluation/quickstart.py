@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -24,18 +24,38 @@ from foundation.progress import say
 
 HOME = Path("runs/quickstart")
 PROMPT = "A close portrait of a tabby cat with green eyes."
-COMMANDS = {
-    "sample": f"data sample {HOME}/photos",
-    "filter": "data filter configs/quickstart/filter.yaml",
-    "tokenizer": "tokenizer train configs/quickstart/tokenizer.yaml",
-    "tokenize": "data tokenize configs/quickstart/tokenize.yaml",
-    "pt": "train configs/quickstart/pt.yaml",
-    "ct": "train configs/quickstart/ct.yaml",
-    "sft": "train configs/quickstart/sft.yaml",
-    "distill": "train configs/quickstart/distill.yaml",
-    "generate": f'generate {HOME}/distill/export --prompt "{PROMPT}" --size 256x256 -o {HOME}/generated',
-    "compare": "compare configs/quickstart/compare.yaml",
-}
+
+
+class Step(NamedTuple):
+    """A command of the path. What it writes last, and writes again only when it really works, tells whether
+    it had anything to do."""
+
+    name: str
+    arguments: str
+    product: Path
+
+
+def _stage(name: str) -> Step:
+    return Step(name, f"train configs/quickstart/{name}.yaml", HOME / name / "export" / "model.safetensors")
+
+
+STEPS = (
+    Step("sample", f"data sample {HOME}/photos", HOME / "photos" / "metadata.parquet"),
+    Step("filter", "data filter configs/quickstart/filter.yaml", HOME / "kept" / "kept.parquet"),
+    Step(
+        "tokenizer",
+        "tokenizer train configs/quickstart/tokenizer.yaml",
+        HOME / "tokenizer" / "ae.safetensors",
+    ),
+    Step("tokenize", "data tokenize configs/quickstart/tokenize.yaml", HOME / "latents" / "manifest.json"),
+    *map(_stage, ("pt", "ct", "sft", "distill")),
+    Step(
+        "generate",
+        f'generate {HOME}/distill/export --prompt "{PROMPT}" --size 256x256 -o {HOME}/generated',
+        HOME / "generated",
+    ),
+    Step("compare", "compare configs/quickstart/compare.yaml", HOME / "compare" / "comparison.json"),
+)
 INTERRUPT_GRACE = 60.0  # seconds that an interrupted command has for saving
 
 
@@ -57,35 +77,40 @@ def run_quickstart() -> None:
     if not Path("configs/quickstart").is_dir():
         raise UserError("configs/quickstart is not here: run the quickstart in the root of the repository")
     times = StepTimes(HOME / "steps.json")
-    for number, (name, arguments) in enumerate(COMMANDS.items(), start=1):
-        say(f"\n[{number}/{len(COMMANDS)}] $ bitdance {arguments}")
-        times.record(name, arguments, *run_step(name, arguments))
+    for number, step in enumerate(STEPS, start=1):
+        say(f"\n[{number}/{len(STEPS)}] $ bitdance {step.arguments}")
+        run_step(step, times)
     report = write_report(times)
     say("")
     for line in summary(report):
         say(line)
 
 
-def run_step(name: str, arguments: str) -> tuple[float, int]:
-    """Run one command; returns its seconds and its peak memory in bytes, all its processes together."""
+def run_step(step: Step, times: StepTimes) -> None:
+    """Run one command and note what it took, also where it is interrupted or fails."""
+    started, memory, finished = time.monotonic(), PeakMemory(), False
+    try:
+        run_command(step)
+        finished = True
+    finally:
+        times.record(step, time.monotonic() - started, memory.stop(), finished)
+
+
+def run_command(step: Step) -> None:
+    """Run one command in a process of its own. Raises KeyboardInterrupt or StepFailed as it ended."""
     # -P: modules come from the installed package, not from whatever lies in the current directory.
-    command = [sys.executable, "-P", "-m", "bitdance", *shlex.split(arguments)]
-    started = time.monotonic()
+    command = [sys.executable, "-P", "-m", "bitdance", *shlex.split(step.arguments)]
     process = subprocess.Popen(command)
-    memory = PeakMemory(process.pid)
     try:
         code = process.wait()
     except KeyboardInterrupt:
         # A terminal's Ctrl-C has reached the command too; it is given the time to save.
         stop(process)
         raise
-    finally:
-        peak = memory.stop()
     if code in (-signal.SIGINT, 128 + signal.SIGINT):
         raise KeyboardInterrupt
     if code != ExitCode.DONE:
-        raise StepFailed(name, code)
-    return time.monotonic() - started, peak
+        raise StepFailed(step.name, code)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -100,16 +125,16 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class PeakMemory:
-    """Samples the resident memory of a process and its children, twice a second."""
+    """Samples the resident memory of this process and all that it has started, twice a second."""
 
-    def __init__(self, pid: int):
-        self.pid, self.peak, self._stopped = pid, 0, threading.Event()
+    def __init__(self) -> None:
+        self.peak, self._stopped = 0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stopped.wait(0.5):
-            self.peak = max(self.peak, tree_memory(self.pid))
+            self.peak = max(self.peak, tree_memory())
 
     def stop(self) -> int:
         """End the sampling; returns the peak in bytes."""
@@ -118,30 +143,35 @@ class PeakMemory:
         return self.peak
 
 
-def tree_memory(pid: int) -> int:
-    """Resident bytes of the process and all that it has started; 0 where it is gone."""
+def tree_memory() -> int:
+    """Resident bytes of this process and all that it has started; 0 where one of them is just gone."""
     try:
-        root = psutil.Process(pid)
-        return sum(process.memory_info().rss for process in [root, *root.children(recursive=True)])
+        this = psutil.Process()
+        return sum(process.memory_info().rss for process in [this, *this.children(recursive=True)])
     except psutil.Error:  # a process that ends while we look
         return 0
 
 
 class StepTimes:
-    """`steps.json`: how long each step took when it really worked; finding it done again adds nothing."""
+    """`steps.json`: what each step took to make what is there now, interrupted attempts included."""
 
     def __init__(self, path: Path):
         self.path = path
         self.steps: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
-    def record(self, name: str, arguments: str, seconds: float, peak_bytes: int) -> None:
-        """Note a finished step, unless it had been finished before."""
-        if name in self.steps:
+    def record(self, step: Step, seconds: float, peak_bytes: int, finished: bool) -> None:
+        """Note an attempt, unless it has found everything done."""
+        entry = self.steps.get(step.name, {})
+        written = step.product.stat().st_mtime_ns if step.product.exists() else None
+        if finished and entry.get("written") == written:
             return
-        self.steps[name] = {
-            "command": f"bitdance {arguments}",
-            "seconds": round(seconds, 1),
-            "peak_memory_gb": round(peak_bytes / 1e9, 2),
+        earlier = {} if entry.get("finished") else entry
+        self.steps[step.name] = {
+            "command": f"bitdance {step.arguments}",
+            "seconds": round(earlier.get("seconds", 0.0) + seconds, 1),
+            "peak_memory_gb": round(max(earlier.get("peak_memory_gb", 0.0), peak_bytes / 1e9), 2),
+            "finished": finished,
+            "written": written,
         }
         with atomic_write(self.path) as file:
             json.dump(self.steps, file, indent=1)

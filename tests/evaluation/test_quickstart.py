@@ -1,0 +1,43 @@
+"""The quickstart reports what each step took to make what is there, however often it was started."""
+
+from pathlib import Path
+
+import pytest
+
+from evaluation.quickstart import Step, StepTimes, run_step, tree_memory
+from foundation.errors import UserError
+
+
+def note(
+    times: StepTimes, step: Step, seconds: float, finished: bool = True, writes: str | None = None
+) -> None:
+    if writes is not None:
+        step.product.write_text(writes)
+    times.record(step, seconds, peak_bytes=2_000_000_000, finished=finished)
+
+
+def test_times_are_of_what_is_there(tmp_path: Path) -> None:
+    step = Step("pt", "train pt.yaml", tmp_path / "model")
+    times = StepTimes(tmp_path / "steps.json")
+    note(times, step, 20.0, finished=False)
+    note(times, step, 30.0, writes="weights")
+    assert StepTimes(tmp_path / "steps.json").steps["pt"]["seconds"] == 50.0
+    note(times, step, 1.0)  # found it done
+    assert times.steps["pt"]["seconds"] == 50.0 and times.steps["pt"]["peak_memory_gb"] == 2.0
+    step.product.unlink()
+    note(times, step, 7.0, writes="made again")
+    assert times.steps["pt"]["seconds"] == 7.0
+
+
+def test_a_step_that_fails_says_which_and_keeps_its_code(tmp_path: Path) -> None:
+    step = Step("pt", f"train {tmp_path}/nothing.yaml", tmp_path / "model")
+    times = StepTimes(tmp_path / "steps.json")
+    with pytest.raises(UserError, match="'pt' ended with exit code 78") as error:
+        run_step(step, times)
+    assert error.value.exit_code == 78
+    assert not times.steps["pt"]["finished"] and times.steps["pt"]["seconds"] > 0
+
+
+def test_memory_is_that_of_this_process_at_least() -> None:
+    block = bytearray(50_000_000)
+    assert tree_memory() > len(block)

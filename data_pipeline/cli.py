@@ -38,6 +38,16 @@ def filter_rows(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def download(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Fetch the kept rows' pictures by img2dataset. Run it again to go on."""
+    from data_pipeline.download.recipe import DownloadRecipe
+    from data_pipeline.download.run import run_download
+    from foundation.recipes import load_recipe
+
+    run_download(load_recipe(DownloadRecipe, recipe, overrides or ()))
+
+
+@app.command()
 def tokenize(
     recipe: RecipePath,
     part: Annotated[

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 560, 190
-LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 10, 26
 ROW, NAME_WIDTH, NUMBER_WIDTH, CHARACTERS = 24, 230, 100, 36
 STYLE = """
 .bar { fill: var(--c0); } .name { text-anchor: end; }

@@ -18,7 +18,7 @@ from foundation.html_page import details, document, embedded_picture, facts, sec
 BINS = 48
 CAPTION_SHOWN = 400  # characters; a longer one ends in an ellipsis
 STYLE = """
-.charts { margin-top: 18px; }
+.charts { margin-top: 18px; } svg { max-width: 640px; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 18px 14px; }
 .pictures img { display: block; width: 100%; border-radius: 4px; background: var(--tile); }
 .pictures figcaption { font-weight: 400; font-size: 13px; overflow-wrap: anywhere; margin-top: 4px; }
@@ -99,7 +99,7 @@ def _class_charts(look: ClassLook) -> str:
     buckets = draw_bars(names, list(used.values()), "samples by bucket")
     lengths = draw_histogram(*length_histogram(look.lengths, BINS), "captions by tokens")
     empty = len(look.buckets) - len(used)
-    unused = f"{empty} buckets are empty" if empty else "every bucket is used"
+    unused = f"empty: {empty} of {len(look.buckets)}" if empty else "every bucket is used"
     return (
         '<div class="charts">'
         f"<figure><figcaption>Buckets <small>width × height; {unused}</small></figcaption>{buckets}</figure>"

@@ -12,7 +12,7 @@ from evaluation.weights_cli import app
 from foundation.errors import DataError, RecipeError, UserError
 from models.tokenizer import load_tokenizer
 from models.weights import load_folder, save_folder
-from models.weights.class_conditional import load_class_conditional
+from models.weights.class_conditional import load_class_conditional, save_class_conditional
 
 TOKENIZER = cases.text_tokenizer(4)
 
@@ -71,6 +71,23 @@ def test_pt_files_in_and_out(tmp_path: Path) -> None:
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], value) for name, value in state.items())
     assert "published as a .pt" in str(failure("export", tmp_path / "ae", tmp_path / "folder"))
+
+
+def test_a_published_pt_has_its_tokenizer(tmp_path: Path) -> None:
+    """A class-conditional model trained here comes without one: it is named, and of the model's bits."""
+    model, tokenizer = cases.class_conditional(), cases.tokenizer_folder(tmp_path / "ae")
+    save_class_conditional(model, tmp_path / "ours")
+    assert "came without its binary tokenizer" in str(failure("export", tmp_path / "ours", tmp_path / "b.pt"))
+    wrong = cases.tokenizer_folder(tmp_path / "wrong", bits=16)
+    error = failure("export", tmp_path / "ours", tmp_path / "b.pt", "--tokenizer", wrong)
+    assert "16 bits a token, but the model has latent_dim = 32" in str(error)
+    assert not (tmp_path / "b.pt").exists()
+    assert run("export", tmp_path / "ours", tmp_path / "b.pt", "--tokenizer", tokenizer).exit_code == 0
+    state = torch.load(tmp_path / "b.pt", weights_only=True)["ema"]
+    frozen = {name.removeprefix("vae."): value for name, value in state.items() if name.startswith("vae.")}
+    expected = load_tokenizer(tokenizer).state_dict()
+    assert frozen.keys() == expected.keys()
+    assert all(torch.equal(frozen[name], value) for name, value in expected.items())
 
 
 def test_mistakes_end_in_one_message_and_leave_nothing(tmp_path: Path) -> None:

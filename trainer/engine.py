@@ -75,16 +75,15 @@ def build_module(
     zero: ZeroSection,
     precision: Literal["float32", "bfloat16"],
 ) -> M:
-    """The module that ``build`` makes; under stage 3 it is sharded from the start, never whole on any rank.
+    """The module that ``build`` makes, its parameters zeros in the precision that is computed with.
 
-    Its weights are to be loaded afterwards (`ZeroState.load_weights`): under stage 3 they are zeros.
+    Under stage 3 it is sharded from the start, never whole on any rank. No rank initializes weights: they are
+    to be loaded afterwards (`ZeroState.load_weights`).
 
     Args:
         build: makes the module.
         tie: makes the parameters that are shared in the module shared (again).
     """
-    if zero.stage != 3:
-        return build()
     deepspeed = _import_deepspeed()
     config = _deepspeed_config(zero, precision, clip=1.0)
     with init_empty_weights(include_buffers=False):
@@ -99,7 +98,8 @@ def build_module(
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         values = torch.zeros(empty.shape, dtype=dtype, device=training_device())
         holder.register_parameter("weight", nn.Parameter(values, requires_grad=empty.requires_grad))
-        deepspeed.zero.Init(module=holder, config_dict_or_path=config)
+        if zero.stage == 3:
+            deepspeed.zero.Init(module=holder, config_dict_or_path=config)
         for owner, name in places:
             owner.register_parameter(name, holder.get_parameter("weight"))
     return module
@@ -117,10 +117,11 @@ class Engine:
     ):
         deepspeed = _import_deepspeed()
         self.stage = zero.stage
-        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         adam = torch.optim.AdamW(
-            parameters.values(),
+            trained.values(),
             lr=optimizer.lr,
             betas=optimizer.betas,
             eps=optimizer.eps,
@@ -131,7 +132,7 @@ class Engine:
         )
         for name, buffer in buffers.items():
             module.get_buffer(name).data = buffer.to(module.get_buffer(name).device)
-        self.state = ZeroState(self.stage, parameters, self._optimizer, adam, self.device)
+        self.state = ZeroState(self.stage, trained, frozen, self._optimizer, adam, self.device)
 
     # --- one step -------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from foundation.files import atomic_write, commit_folder, sha256_file
 from models.weights import FolderWriter, ModelSource, TensorSpec
+from trainer.adapters import merged
 from trainer.checkpoint_files import describe_file
 from trainer.engine import Engine
 from trainer.recipe import StageRecipe
@@ -35,7 +36,7 @@ def write_export(
     What is exported is the average of the weights where the recipe keeps one, in the precision trained in.
     """
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-    specs = {name: TensorSpec(engine.state.shape(name), dtype) for name in source.specs}
+    specs = {name: TensorSpec(spec.shape, dtype) for name, spec in source.specs.items()}
     partial = run.path / "export.partial"
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -45,7 +46,7 @@ def write_export(
     orders: list[Any] = [order]
     dist.broadcast_object_list(orders, src=0)
     for name in orders[0]:
-        whole = engine.state.whole(name, ema)
+        whole = merged(name, recipe.model.lora, lambda parameter: engine.state.whole(parameter, ema))
         if dist.get_rank() == 0:
             writer.add(name, whole.to(dtype))
     if dist.get_rank() == 0:

@@ -32,7 +32,9 @@ def train(stage: Stage) -> ExitCode:
         data_wait = time.monotonic() - started
 
         losses = StepLosses(recipe.loss, batch.counts, stage.ranks, engine.device)
-        for pack, resolutions in zip(batch.micro_batches, batch.resolutions, strict=True):
+        micro_batches = zip(batch.micro_batches, batch.resolutions, strict=True)
+        for micro_step, (pack, resolutions) in enumerate(micro_batches):
+            stage.seed_dropout(micro_step)
             last = pack is batch.micro_batches[-1]
             patch_resolution = resolutions[pack.patch_sample].to(engine.device)
             engine.backward(losses.add(engine(pack.to(engine.device)), patch_resolution), last)

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from data_pipeline.batch_recipe import BatchRecipe
 from foundation.recipes import Section
+from trainer.model_recipe import ModelSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -20,97 +21,15 @@ class WorldSection(Section):
         processes: ranks that `bitdance train` starts on this machine. Under srun or torchrun, which start the
             ranks themselves, it is not looked at.
         threads: CPU threads of each rank.
+        cache: folder on each node's own disk for copies of the latents' shards, shared by its ranks and kept
+            between starts; null: a local dataset is read in place.
+        cache_gb: what the copies may take, 1e9 bytes; null: no limit.
     """
 
     processes: PositiveInt = 1
     threads: PositiveInt = 1
-
-
-class BackboneSection(Section):
-    """A Qwen3 of one's own size, for random weights; the names are those of transformers' `Qwen3Config`."""
-
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt
-    max_position_embeddings: PositiveInt = 40960
-    rope_theta: PositiveFloat = 1_000_000.0
-    tie_word_embeddings: bool = False
-
-
-class RandomSection(Section):
-    """Random weights all over, for small models.
-
-    Attributes:
-        backbone: sizes of the language model.
-        text_tokenizer: folder of a transformers tokenizer; its vocabulary sets the embedding's size.
-    """
-
-    backbone: BackboneSection
-    text_tokenizer: str
-
-
-class HeadSection(Section):
-    """The binary diffusion head of a model that starts without one (an export brings its own).
-
-    Attributes:
-        width: W, a multiple of 128, the width of one attention head.
-        depth: blocks.
-        adaln: adaptive-norm projections, each shared by depth/adaln consecutive blocks.
-        swiglu: gated feed-forward.
-        P_mean, P_std: of the normal whose sigmoid is the time t of a training example.
-        time_shift: s of shift(t); 1 leaves t alone.
-    """
-
-    width: Annotated[int, Field(gt=0, multiple_of=128)]
-    depth: PositiveInt = 6
-    adaln: PositiveInt = 2
-    swiglu: bool = True
-    P_mean: float = -0.8
-    P_std: PositiveFloat = 0.8
-    time_shift: PositiveFloat = 1.0
-
-    @model_validator(mode="after")
-    def _blocks_share_evenly(self) -> Self:
-        if self.depth % self.adaln:
-            raise ValueError(f"depth is {self.depth}: it must be a multiple of adaln, which is {self.adaln}")
-        return self
-
-
-class ModelSection(Section):
-    """What is trained, and the weights that it starts from: exactly one of init_from, pretrained and random.
-
-    Attributes:
-        p: side of a patch in tokens; p*p tokens are predicted per step.
-        init_from: the export of the stage before, or a published folder. Weights only.
-        grow_from: p of `init_from` where it differs; the missing query embeddings are made from those there.
-        pretrained: a Qwen3 language model (folder or hub name), with a fresh head and projector.
-        random: random weights.
-        head: the head's size; with `init_from` it comes from there.
-    """
-
-    p: Literal[1, 2, 4, 8]
-    init_from: str | None = None
-    grow_from: Literal[1, 2, 4] | None = None
-    pretrained: str | None = None
-    random: RandomSection | None = None
-    head: HeadSection | None = None
-
-    @model_validator(mode="after")
-    def _one_start(self) -> Self:
-        given = [key for key in ("init_from", "pretrained", "random") if getattr(self, key) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise ValueError(f"exactly one of init_from, pretrained and random must be given, found {found}")
-        if (self.init_from is None) == (self.head is None):
-            raise ValueError(
-                "head must be given with pretrained and random, and only then (an export has its own)"
-            )
-        if self.grow_from is not None and (self.init_from is None or self.grow_from >= self.p):
-            raise ValueError(f"grow_from ({self.grow_from}) needs init_from, and must be below p ({self.p})")
-        return self
+    cache: str | None = None
+    cache_gb: PositiveFloat | None = None
 
 
 class DataSection(BatchRecipe):

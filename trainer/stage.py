@@ -18,6 +18,7 @@ from foundation.files import atomic_write
 from foundation.progress import say
 from foundation.recipes import recipe_hash
 from models.text_to_image import TextToImageModel
+from trainer.adapters import add_adapters, seed_dropout, start_tensors
 from trainer.agreement import StepReport
 from trainer.averaging import WeightAverage
 from trainer.checkpoint import Checkpoints, FlatShard, shards_of
@@ -80,10 +81,12 @@ class Stage:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.events = EventLog(run, start, writes=self.rank == 0)
         self.source = open_start(recipe)
-        dataset = LatentDataset(recipe.data.latents)
+        world = recipe.world
+        limit = int(world.cache_gb * 1e9) if world.cache_gb else None
+        dataset = LatentDataset(recipe.data.latents, world.cache, limit)
         check_dataset(recipe, self.source, dataset.manifest)
         config, tokens = self.source.config, self.source.tokens
-        self.cost = sample_cost(config)
+        self.cost = sample_cost(config, recipe.model.lora)
         self.plan = BatchPlan(recipe.data, dataset, config.p, tokens.template, self.ranks, self.cost)
         self.lineage = self._write_lineage(dataset)
         self.engine = self._build_engine()
@@ -109,14 +112,19 @@ class Stage:
     def restore(self) -> None:
         """The newest whole checkpoint; where there is none, the weights that the stage starts from."""
         manifest = self.checkpoints.load_newest(self._shards())
+        lora = self.recipe.model.lora
+        start = start_tensors(self.source, lora, self.recipe.seed)
         if manifest is None:
-            self.engine.state.load_weights(self.source.tensors())
+            self.engine.state.load_weights(start)
             self.engine.state.reset_optimizer()
             if self.average:
                 self.average.restart()
             self.progress, self.guard = Progress(), Guard(self.recipe.guard)
             return
-        self.engine.state.publish()
+        if lora is None:
+            self.engine.state.publish()
+        else:  # a checkpoint holds only what is trained
+            self.engine.state.load_weights(start, only_frozen=True)
         self.engine.state.optimizer_steps = manifest.state["optimizer_steps"]
         self.progress = Progress.from_json(manifest.state["progress"])
         self.guard.load(manifest.state["guard"])
@@ -141,6 +149,12 @@ class Stage:
         """So many steps have been done since the last save."""
         steps = self.recipe.checkpoints.every_steps
         return steps is not None and self.progress.step - max(0, self.saved_step) >= steps
+
+    def seed_dropout(self, micro_step: int) -> None:
+        """Before a forward pass: what adapters drop, where the recipe has them drop anything."""
+        lora = self.recipe.model.lora
+        if lora is not None and lora.dropout:
+            seed_dropout(self.recipe.seed, self.progress.step, self.rank, micro_step)
 
     def average_weights(self) -> None:
         """Move the average of the weights, where the recipe keeps one, after a step was taken."""
@@ -186,8 +200,16 @@ class Stage:
 
     def _build_engine(self) -> Engine:
         zero, precision = self.recipe.zero, self.recipe.precision
+        lora = self.recipe.model.lora
+
+        def build() -> TextToImageModel:
+            model = TextToImageModel(self.source.config)
+            if lora is not None:
+                add_adapters(model, lora)
+            return model
+
         model = build_module(
-            lambda: TextToImageModel(self.source.config),
+            build,
             lambda model: model.llm.tie_weights(),
             zero,
             precision,
@@ -224,6 +246,11 @@ class Stage:
             if self.rank == 0:
                 with atomic_write(self.run.lineage) as file:
                     json.dump(lineage, file, indent=1)
+        if self.recipe.model.lora is not None and lineage["parent"] != parent_of(self.recipe):
+            raise DataError(
+                f"{self.recipe.model.init_from} is no longer the model that {self.run.path} began with, and "
+                "its checkpoints hold adapters to that one: restore it, or start a new run (--fork)."
+            )
         if lineage["dataset"]["manifest_sha256"] != now["dataset"]["manifest_sha256"]:
             raise DataError(
                 f"The latents in {self.recipe.data.latents} have changed since {self.run.path} began "

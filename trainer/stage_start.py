@@ -28,7 +28,8 @@ from models.weights import ModelSource, expected_specs, grow_patch, locate, open
 from models.weights.grow import grow_rows
 from models.weights.layout import EMBEDDING, HEAD, LLM, LLM_INDEX, LLM_WHOLE, OUTPUT, PROJECTOR
 from models.weights.safetensors_files import Place, read_index, read_specs, read_tensors
-from trainer.recipe import HeadSection, StageRecipe
+from trainer.model_recipe import HeadSection
+from trainer.recipe import StageRecipe
 
 
 def open_start(recipe: StageRecipe) -> ModelSource:

@@ -42,12 +42,16 @@ class Fragment:
 
 
 class ZeroState:
-    """The float32 master weights and Adam's moments of a sharded module, as this rank has them."""
+    """The float32 master weights and Adam's moments of a sharded module, as this rank has them.
+
+    Parameters that are not trained have neither; they stay in the precision that is computed with.
+    """
 
     def __init__(
         self,
         stage: int,
         parameters: dict[str, nn.Parameter],
+        frozen: dict[str, nn.Parameter],
         optimizer: Any,
         adam: torch.optim.AdamW,
         device: torch.device,
@@ -56,11 +60,12 @@ class ZeroState:
         Args:
             stage: of ZeRO.
             parameters: those that are trained, by name.
+            frozen: the others.
             optimizer: DeepSpeed's wrapper of ``adam``.
             adam: before its first step.
             device: where the module computes.
         """
-        self.stage, self.parameters, self.device = stage, parameters, device
+        self.stage, self.parameters, self.frozen, self.device = stage, parameters, frozen, device
         self._optimizer, self._adam = optimizer, adam
         self.flat_masters = self._find_flat_masters()
         self._allocate_moments()
@@ -75,21 +80,28 @@ class ZeroState:
             if fragment is not None:
                 yield fragment
 
-    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], only_frozen: bool = False) -> None:
         """Set all weights from whole tensors, as they stream by; every rank must pass the same ones.
+
+        Args:
+            only_frozen: leave those that are trained as they are.
 
         Raises:
             ValueError: a tensor is missing, unknown, or of another shape; all of them are named.
         """
         fragments = {fragment.name: fragment for fragment in self.fragments()}
-        wrong, missing = [], set(self.parameters)
+        wrong, missing = [], self.parameters.keys() | self.frozen.keys()
         for name, tensor in tensors:
-            shape = self.shape(name) if name in self.parameters else None
+            shape = self.shape(name) if name in self.parameters or name in self.frozen else None
             if shape != tuple(tensor.shape):
                 wrong.append(f"{name} {tuple(tensor.shape)}, expected {shape or 'no such tensor'}")
                 continue
             missing.discard(name)
-            if self.stage == 0:
+            if name in self.frozen:
+                self._load_frozen(self.frozen[name], tensor)
+            elif only_frozen:
+                continue
+            elif self.stage == 0:
                 self.parameters[name].data.copy_(tensor)
             elif fragment := fragments.get(name):
                 part = tensor.reshape(-1)[fragment.start : fragment.start + fragment.length]
@@ -117,16 +129,19 @@ class ZeroState:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a whole parameter, wherever its elements are."""
-        parameter: Any = self.parameters[name]
+        parameter: Any = self.parameters[name] if name in self.parameters else self.frozen[name]
         return tuple(parameter.ds_shape if self.stage == 3 else parameter.shape)
 
     def whole(self, name: str, values: dict[str, Tensor] | None = None) -> Tensor:
-        """One parameter's float32 master weights, whole, on every rank (collective).
+        """One parameter's float32 master weights, whole, on every rank (collective); of one that is not
+        trained, its weights as they are, without a copy where they are whole already.
 
         Args:
             values: float32 tensors shaped like this rank's fragments, by name, to assemble in place of the
                 masters (an average of the weights, for example).
         """
+        if name in self.frozen:
+            return self._whole_frozen(self.frozen[name])
         fragment = self._fragment(name)
         whole = torch.zeros(math.prod(self.shape(name)), device=self.device)
         if fragment is not None:
@@ -172,6 +187,24 @@ class ZeroState:
             }
         if self.stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _load_frozen(self, parameter: Any, values: Tensor) -> None:
+        if self.stage != 3:
+            parameter.data.copy_(values)
+            return
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            if dist.get_rank() == 0:
+                parameter.data.copy_(values)
+
+    def _whole_frozen(self, parameter: Any) -> Tensor:
+        if self.stage != 3:
+            return parameter.data
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.data.clone()
 
     def _fragment(self, name: str) -> Fragment | None:
         parameter = self.parameters[name]

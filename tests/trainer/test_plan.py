@@ -17,6 +17,7 @@ from trainer.plan.batches import AssumedDataset, batch_figures
 from trainer.plan.cli import app
 from trainer.plan.gpus import GPUS, find_gpu
 from trainer.plan.model_size import QWEN_TEMPLATE, model_size
+from trainer.plan.states import Parameters
 from trainer.plan.work import Saving, network_bytes, run_time
 from trainer.recipe import StageRecipe, ZeroSection
 
@@ -115,22 +116,25 @@ def test_batches_are_those_of_training():
 
 
 def test_time_of_a_step_is_work_over_rate():
-    _, batch, _ = figures(128)
-    gpu, zero = GPUS["h100-80g"], ZeroSection(stage=3)
-    work = run_time(batch, gpu, 128, 0.4, 1000, 10**10, zero, "bfloat16")
+    recipe, batch, _ = figures(128)
+    gpu, parameters = GPUS["h100-80g"], Parameters((10**10,), 10**8, {})
+    work = run_time(batch, gpu, 128, 0.4, recipe, parameters)
     assert work.compute_seconds == pytest.approx(batch.flops * batch.imbalance / (128 * 989e12 * 0.4))
-    twice = run_time(batch, gpu, 128, 0.8, 1000, 10**10, zero, "bfloat16")
+    twice = run_time(batch, gpu, 128, 0.8, recipe, parameters)
     assert twice.compute_seconds == pytest.approx(work.compute_seconds / 2)
     assert twice.network_seconds == work.network_seconds
-    assert run_time(batch, gpu, 1, 0.4, 1, 10**10, zero, "bfloat16").network_seconds == 0
+    assert run_time(batch, gpu, 1, 0.4, recipe, parameters).network_seconds == 0
 
 
 def test_traffic_grows_with_micro_steps_only_where_it_does():
     def sent(stage: int, micro_steps: int) -> float:
-        return network_bytes(10**9, ZeroSection(stage=stage), "bfloat16", micro_steps)
+        return network_bytes(parameters, ZeroSection(stage=stage), "bfloat16", micro_steps)
 
+    parameters = Parameters((10**9,), 10**8, {})
     assert sent(1, 1) == sent(1, 8)
     assert sent(2, 2) - sent(2, 1) == 2e9 and sent(3, 2) - sent(3, 1) == 6e9
+    parameters = Parameters((10**9,), 10**8, {}, frozen=(10**9,))
+    assert sent(2, 2) - sent(2, 1) == 2e9 and sent(3, 2) - sent(3, 1) == 10e9
 
 
 @pytest.mark.parametrize(("gpus", "minutes"), [(64, 87), (128, 62), (256, 44), (512, 31)])

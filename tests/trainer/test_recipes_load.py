@@ -53,7 +53,7 @@ def stage(size: str, name: str) -> StageRecipe:
 def test_every_recipe_loads(path):
     # A job's recipe is named after it, or lies in a folder of such: configs/data/filters/sd2.yaml.
     job = path.stem if path.stem in OF_JOB else path.parent.name.removesuffix("s")
-    model = StageRecipe if path.stem in STAGES else OF_JOB[job]
+    model = StageRecipe if path.stem in (*STAGES, "finetune_1gpu") else OF_JOB[job]
     load_recipe(model, path)
 
 

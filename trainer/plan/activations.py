@@ -12,14 +12,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.backbone import Backend, run_backbone
 from models.layout import PackedBatch, position_embedding
 from models.text_to_image import TextToImageConfig, TextToImageModel
+from trainer.adapters import add_adapters
+from trainer.model_recipe import LoraSection
 from trainer.plan.live_bytes import LiveBytes
 
 FEW, MORE = 2, 3
@@ -65,7 +68,11 @@ class ActivationBytes:
 
 
 def activation_bytes(
-    config: TextToImageConfig, packs: Sequence[PackShape], dtype: torch.dtype, checkpointing: bool
+    config: TextToImageConfig,
+    packs: Sequence[PackShape],
+    dtype: torch.dtype,
+    checkpointing: bool,
+    lora: LoraSection | None = None,
 ) -> ActivationBytes:
     """Bytes that a pack needs beyond weights, optimizer and gradients that are summed up.
 
@@ -74,19 +81,20 @@ def activation_bytes(
         packs: the pack that needs most is among them; the first is the longest.
         dtype: of the weights that are computed with.
         checkpointing: whether layers are computed again in the backward pass.
+        lora: adapters, under which the backbone needs no gradients of weights.
     """
     # Positions come from a cached table, in which a tensor without data must not stay: it is made before.
     position_embedding(
         torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), config.llm.hidden_size
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = _build(config, FEW, dtype, checkpointing)
+        model = _build(config, FEW, dtype, checkpointing, lora)
         small = [peak_bytes(model, blank_batch(config, pack)) for pack in dict.fromkeys(packs)]
         longest = packs[0]
         model.given = torch.empty(longest.tokens, config.llm.hidden_size, dtype=dtype, requires_grad=True)
         head = peak_bytes(model, blank_batch(config, dataclasses.replace(longest, text_targets=0)))
         logits = peak_bytes(model, blank_batch(config, dataclasses.replace(longest, vision_targets=0)))
-        large = peak_bytes(_build(config, MORE, dtype, checkpointing), blank_batch(config, longest))
+        large = peak_bytes(_build(config, MORE, dtype, checkpointing, lora), blank_batch(config, longest))
     per_layer = (large - small[0]) // (MORE - FEW)
     return ActivationBytes(
         per_layer, config.llm.num_hidden_layers, max(small) - FEW * per_layer, head, logits
@@ -102,7 +110,8 @@ def peak_bytes(model: TextToImageModel, batch: PackedBatch) -> int:
     def drop(weight: Tensor) -> None:
         weight.grad = None
 
-    hooks = [weight.register_post_accumulate_grad_hook(drop) for weight in model.parameters()]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    hooks = [weight.register_post_accumulate_grad_hook(drop) for weight in trained]
     counter = LiveBytes()
     for tensor in [*model.parameters(), *model.buffers(), *vars(batch).values()]:
         if isinstance(tensor, Tensor):
@@ -150,7 +159,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _build(
-    config: TextToImageConfig, layers: int, dtype: torch.dtype, checkpointing: bool
+    config: TextToImageConfig, layers: int, dtype: torch.dtype, checkpointing: bool, lora: LoraSection | None
 ) -> FusedAttentionModel:
     llm = copy.deepcopy(config.llm)
     llm.num_hidden_layers = layers
@@ -159,7 +168,13 @@ def _build(
     ordinary = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # a module of fake tensors cannot be cast afterwards
     try:
-        model = FusedAttentionModel(dataclasses.replace(config, llm=llm)).train()
+        model = FusedAttentionModel(dataclasses.replace(config, llm=llm))
+        if lora is not None:
+            # Adapters are made where and as they should be; peft moves them there all the same, and modules
+            # of fake tensors cannot be moved.
+            with mock.patch.object(nn.Module, "to", lambda module, *_, **__: module):
+                add_adapters(model, lora)
+        model.train()
     finally:
         torch.set_default_dtype(ordinary)
     if checkpointing:

@@ -122,12 +122,12 @@ def make_plan(recipe: StageRecipe, recipe_path: Path, ranks: int, gpu_name: str,
     assumptions = list(model.assumptions)
     bits = config.head.ch_target
     dataset = open_dataset(recipe.data, config.tokenizer_downsample, assumptions)
-    batch = batch_figures(
-        recipe.data, dataset, config.p, bits, ranks, recipe.steps, sample_cost(config), QWEN_TEMPLATE
-    )
-    parameters = count_parameters(config)
+    lora = recipe.model.lora
+    cost = sample_cost(config, lora)
+    batch = batch_figures(recipe.data, dataset, config.p, bits, ranks, recipe.steps, cost, QWEN_TEMPLATE)
+    parameters = count_parameters(config, lora)
     activations = activation_bytes(
-        config, batch.packs, DTYPES[recipe.precision], recipe.activation_checkpointing
+        config, batch.packs, DTYPES[recipe.precision], recipe.activation_checkpointing, lora
     )
     mtbf = rates.mtbf_hours or GPU_HOURS_BETWEEN_FAILURES / ranks
     per_parameter = 12 + (4 if recipe.optimizer.ema else 0)
@@ -141,9 +141,7 @@ def make_plan(recipe: StageRecipe, recipe_path: Path, ranks: int, gpu_name: str,
         parameters=parameters,
         batch=batch,
         memory=memory_of(recipe, parameters, activations, ranks),
-        work=run_time(
-            batch, gpu, ranks, rates.mfu, recipe.steps, parameters.total, recipe.zero, recipe.precision
-        ),
+        work=run_time(batch, gpu, ranks, rates.mfu, recipe, parameters),
         saving=Saving(per_parameter * parameters.total, mtbf * 3600, rates.stall_seconds),
         assumptions=tuple(assumptions),
     )
@@ -169,7 +167,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "gpus": plan.ranks,
         "gpu": plan.gpu_name,
-        "parameters": {**plan.parameters.by_part, "total": plan.parameters.total},
+        "parameters": {
+            **plan.parameters.by_part,
+            "total": plan.parameters.all,
+            "trained": plan.parameters.total,
+        },
         "memory": {
             **{f"states.{name}": value for name, value in vars(states).items()},
             "communication": plan.memory.communication,

@@ -16,15 +16,16 @@ from transformers import Qwen3Config
 
 from foundation.errors import RecipeError
 from foundation.recipes import load_recipe
-from models.backbone.presets import BACKBONES, backbone_config
+from models.backbone.presets import BACKBONES, VOCABULARY, backbone_config
 from models.head import HeadConfig
 from models.layout import TemplateLengths
 from models.layout.grid import MAX_SIDE
-from models.text_to_image import TextToImageConfig
+from models.text_to_image import TextToImageConfig, preset
 from models.text_tokens import load_text_tokenizer
 from models.tokenizer import read_tokenizer_config
 from models.weights import read_folder_config
-from trainer.recipe import RandomSection, StageRecipe
+from trainer.model_recipe import RandomSection
+from trainer.recipe import StageRecipe
 
 QWEN_TOKENS = 151_669
 """Entries of the Qwen3 text tokenizers, special tokens included."""
@@ -60,8 +61,20 @@ def model_size(recipe: StageRecipe, recipe_path: Path) -> ModelSize:
 def _of_parent(recipe: StageRecipe, recipe_path: Path) -> ModelSize:
     assert recipe.model.init_from is not None
     parent = Path(recipe.model.init_from)
+    published = re.search(r"bitdance-([0-9.]+b)", parent.name.lower())
     if parent.is_dir():
         size = ModelSize(read_folder_config(parent), ())
+    elif published is not None and published[1] in BACKBONES:
+        p = recipe.model.grow_from or recipe.model.p
+        config = preset(
+            published[1],
+            p,
+            PUBLISHED_BITS,
+            PUBLISHED_DOWNSAMPLE,
+            max(VOCABULARY, QWEN_TOKENS + _added(p)),
+        )
+        said = f"{parent} is not here: it has the published size of BitDance-{published[1].upper()}, p = {p}"
+        size = ModelSize(config, (said,))
     else:
         maker = _recipe_that_makes(parent, recipe_path)
         made = model_size(load_recipe(StageRecipe, maker), maker)

@@ -60,7 +60,8 @@ def _memory(plan: Plan, attempt: Attempt) -> Memory:
     activations = plan.memory.activations
     recipe = attempt.recipe
     if recipe.activation_checkpointing != plan.recipe.activation_checkpointing:
-        activations = activation_bytes(plan.model.config, plan.batch.packs, DTYPES[recipe.precision], True)
+        dtype, lora = DTYPES[recipe.precision], recipe.model.lora
+        activations = activation_bytes(plan.model.config, plan.batch.packs, dtype, True, lora)
     factor = recipe.data.max_tokens / plan.recipe.data.max_tokens
     names = ("per_layer", "under_way", "head", "logits")
     scaled = {name: int(factor * getattr(activations, name)) for name in names}

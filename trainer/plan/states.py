@@ -10,7 +10,8 @@ in stages 2 and 3):
     2                  b        4/R        4/R     8/R      4/R
     3                  b/R      4/R        4/R     8/R      4/R
 
-In stage 3 small parameters (norms, biases) stay whole on every rank besides; they count as weights.
+In stage 3 small parameters (norms, biases) stay whole on every rank besides; they count as weights. What is
+not trained (the backbone under adapters) has weights and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from typing import Literal
 
 from models.text_to_image import TextToImageConfig
 from models.weights import expected_specs
+from models.weights.layout import LLM
+from trainer.adapters import adapter_sizes
 from trainer.costs import parameter_counts
+from trainer.model_recipe import LoraSection
 from trainer.recipe import ZeroSection
 
 Precision = Literal["float32", "bfloat16"]
@@ -39,33 +43,47 @@ FIRST_LAYER = "llm.model.layers.0."
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of trained parameters.
+    """Numbers of parameters.
 
     Attributes:
-        sizes: elements of each tensor.
+        sizes: elements of each tensor that is trained.
         in_layer: elements of all tensors of one layer of the backbone.
         by_part: elements of the "embedding", the "output" embedding, the rest of the "backbone", the
-            "projector" and the "head".
+            "adapters", the "projector" and the "head".
+        frozen: elements of each tensor that is not trained.
     """
 
     sizes: tuple[int, ...]
     in_layer: int
     by_part: dict[str, int]
+    frozen: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
+        """Of those that are trained."""
         return sum(self.sizes)
 
+    @property
+    def all(self) -> int:
+        """Of all, trained or not."""
+        return self.total + sum(self.frozen)
+
     def padded(self, ranks: int) -> int:
-        """Elements on a rank where each tensor is cut into equal parts, the last ones padded."""
+        """Elements on a rank where each trained tensor is cut into equal parts, the last ones padded."""
         return sum(math.ceil(size / ranks) for size in self.sizes)
 
 
-def count_parameters(config: TextToImageConfig) -> Parameters:
+def count_parameters(config: TextToImageConfig, lora: LoraSection | None = None) -> Parameters:
     """Exactly, from the shapes of the model's tensors."""
-    shapes = {name: math.prod(spec.shape) for name, spec in expected_specs(config).items()}
-    in_layer = sum(size for name, size in shapes.items() if name.startswith(FIRST_LAYER))
-    return Parameters(tuple(shapes.values()), in_layer, parameter_counts(config))
+    trained, frozen, in_layer = [], [], 0
+    for name, spec in expected_specs(config).items():
+        size, adapter = math.prod(spec.shape), adapter_sizes(name, spec.shape, lora)
+        is_frozen = lora is not None and name.startswith(LLM)
+        (frozen if is_frozen else trained).append(size)
+        trained += adapter
+        if name.startswith(FIRST_LAYER):
+            in_layer += size + sum(adapter)
+    return Parameters(tuple(trained), in_layer, parameter_counts(config, lora), tuple(frozen))
 
 
 @dataclass(frozen=True)
@@ -97,9 +115,13 @@ def state_bytes(
     share = parameters.padded(ranks) if zero.stage == 3 else math.ceil(total / ranks)
     ema = 4 * math.ceil(total / ranks) if average else 0
     if zero.stage == 0:
-        return StateBytes(weights=4 * total, gradients=4 * total, master=0, moments=8 * total, average=ema)
+        return StateBytes(4 * parameters.all, gradients=4 * total, master=0, moments=8 * total, average=ema)
     gradients = 4 * share if zero.stage > 1 else width * total
-    weights = width * (share + _persistent(parameters, zero, ranks) if zero.stage == 3 else total)
+    if zero.stage == 3:
+        frozen = sum(math.ceil(size / ranks) for size in parameters.frozen)
+        weights = width * (share + frozen + _persistent(parameters, zero, ranks))
+    else:
+        weights = width * parameters.all
     state = StateBytes(weights, gradients, master=4 * share, moments=8 * share, average=ema)
     return _offload(state, zero)
 
@@ -118,7 +140,8 @@ def step_bytes(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
 def _persistent(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
     threshold = zero.stage3_param_persistence_threshold
     threshold = PERSISTENCE_THRESHOLD if threshold is None else threshold
-    return sum(size for size in parameters.sizes if size < threshold) if ranks > 1 else 0
+    sizes = parameters.sizes + parameters.frozen
+    return sum(size for size in sizes if size < threshold) if ranks > 1 else 0
 
 
 def _offload(state: StateBytes, zero: ZeroSection) -> StateBytes:
@@ -153,6 +176,6 @@ def communication_bytes(parameters: Parameters, zero: ZeroSection, precision: Pr
         return reducing
     prefetch = zero.stage3_prefetch_bucket_size
     prefetch = PREFETCH_BUCKET if prefetch is None else prefetch
-    ahead = max(largest, parameters.in_layer) + prefetch
+    ahead = max(largest, *parameters.frozen, parameters.in_layer) + prefetch
     live = max(ahead, zero.stage3_max_live_parameters or MAX_LIVE)
-    return reducing + width * min(live, total)
+    return reducing + width * min(live, parameters.all)

@@ -30,7 +30,9 @@ def _heading(plan: Plan) -> Iterator[str]:
     parts = plan.parameters.by_part
     yield f"{plan.recipe.run}: {plan.recipe.steps} steps on {plan.ranks} x {plan.gpu_name}"
     shown = ", ".join(f"{name} {count / 1e9:.2f}" for name, count in parts.items() if count)
-    yield f"Parameters: {plan.parameters.total / 1e9:.2f} billion ({shown})"
+    yield f"Parameters: {plan.parameters.all / 1e9:.2f} billion ({shown})"
+    if plan.parameters.frozen:
+        yield f"  trained: {plan.parameters.total / 1e9:.2f} billion; the others stay as they are"
 
 
 def _memory(plan: Plan, fixes: list[str]) -> Iterator[str]:

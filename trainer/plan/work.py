@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from trainer.plan.batches import BatchFigures
 from trainer.plan.gpus import Gpu
-from trainer.plan.states import BYTES, Precision
-from trainer.recipe import ZeroSection
+from trainer.plan.states import BYTES, Parameters, Precision
+from trainer.recipe import StageRecipe, ZeroSection
 
 GPUS_PER_NODE = 8
 GPU_HOURS_BETWEEN_FAILURES = 8064
@@ -75,10 +75,8 @@ def run_time(
     gpu: Gpu,
     ranks: int,
     mfu: float,
-    steps: int,
-    parameters: int,
-    zero: ZeroSection,
-    precision: Precision,
+    recipe: StageRecipe,
+    parameters: Parameters,
 ) -> Work:
     """Time of a step and of the run.
 
@@ -87,18 +85,23 @@ def run_time(
             waiting for the heaviest pack comes on top.
     """
     compute = batch.flops * batch.imbalance / (ranks * gpu.peak_flops * mfu)
+    zero, precision = recipe.zero, recipe.precision
     sent = network_bytes(parameters, zero, precision, batch.micro_steps) if ranks > 1 else 0.0
     # A ring enters and leaves each node once, so a node's network cards share the load among them.
     rate = gpu.nvlink if ranks <= GPUS_PER_NODE else min(gpu.nvlink, GPUS_PER_NODE * gpu.network)
-    return Work(compute, sent * (ranks - 1) / ranks / rate, steps)
+    return Work(compute, sent * (ranks - 1) / ranks / rate, recipe.steps)
 
 
-def network_bytes(parameters: int, zero: ZeroSection, precision: Precision, micro_steps: float) -> float:
+def network_bytes(
+    parameters: Parameters, zero: ZeroSection, precision: Precision, micro_steps: float
+) -> float:
     """Bytes that each GPU receives in a step, times (ranks - 1)/ranks.
 
     Stage 3 gathers all weights for the forward and again for the backward pass, and reduces all gradients, in
     each micro-step. Stage 2 reduces in each micro-step, and gathers the new weights once. Stages 0 and 1 sum
-    the step's gradients up once, which moves them twice, and stage 1 gathers the new weights.
+    the step's gradients up once, which moves them twice, and stage 1 gathers the new weights. Weights that
+    are not trained move in stage 3 only, where they are gathered too.
     """
-    whole = BYTES[precision] * parameters
-    return whole * {0: 2.0, 1: 3.0, 2: micro_steps + 1.0, 3: 3.0 * micro_steps}[zero.stage]
+    gathered = 2.0 * micro_steps * sum(parameters.frozen) if zero.stage == 3 else 0.0
+    whole = parameters.total * {0: 2.0, 1: 3.0, 2: micro_steps + 1.0, 3: 3.0 * micro_steps}[zero.stage]
+    return BYTES[precision] * (whole + gathered)

@@ -1,0 +1,64 @@
+"""Whole runs of `bitdance` in real processes, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# What a step computes; the rest of a line depends on the clock.
+COMPUTED = (
+    "step",
+    "loss",
+    "vision_loss",
+    "vision_loss_128",
+    "vision_loss_256",
+    "text_loss",
+    "grad_norm",
+    "lr",
+)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "bitdance", *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def bitdance(*arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+
+def metrics(run: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def computed(run: Path) -> list[tuple]:
+    return [tuple(line.get(key) for key in COMPUTED) for line in metrics(run)]
+
+
+def weights(run: Path) -> dict[str, str]:
+    files = json.loads((run / "export" / "export.json").read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+def events(run: Path, name: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == name]
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -46,6 +46,15 @@ def adapter_names(stored: str, lora: LoraSection | None) -> tuple[str, str] | No
     return f"{module}.lora_A.default.weight", f"{module}.lora_B.default.weight"
 
 
+def adapter_shapes(stored: str, lora: LoraSection | None) -> dict[str, tuple[int, int]]:
+    """Name -> shape of A and B over the stored weight ``stored``, -1 for what follows from their elements."""
+    names = adapter_names(stored, lora)
+    if names is None:
+        return {}
+    assert lora is not None
+    return {names[0]: (lora.rank, -1), names[1]: (-1, lora.rank)}
+
+
 def adapter_sizes(stored: str, shape: Sequence[int], lora: LoraSection | None) -> tuple[int, ...]:
     """Elements of A and B over the stored weight ``stored`` of this shape; () where it has no adapter."""
     if not _is_adapted(stored, lora):

@@ -12,28 +12,15 @@ and load.
 
 from __future__ import annotations
 
-import io
-import pickle
 import shutil
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-)
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from foundation.progress import say
 from trainer.checkpoint_files import (
@@ -48,78 +35,11 @@ from trainer.checkpoint_files import (
     remove_partials,
     retain,
 )
+from trainer.flat_shards import FlatShard, LoadPlanner, PlainReader, SavePlanner
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.remote_copy import upload
 from trainer.run_folder import RunFolder
-from trainer.zero_state import Fragment
-
-
-@dataclass(frozen=True)
-class FlatShard:
-    """A run of a flat tensor, as torch.distributed.checkpoint reads and writes it.
-
-    Attributes:
-        values: [n] the run's elements; loading writes into them.
-        start: its first element.
-        whole: elements of the whole tensor.
-    """
-
-    values: Tensor
-    start: int
-    whole: int
-
-    def size(self) -> torch.Size:
-        return torch.Size([self.whole])
-
-    def _chunk(self) -> ChunkStorageMetadata:
-        return ChunkStorageMetadata(offsets=torch.Size([self.start]), sizes=self.values.size())
-
-    def __create_write_items__(self, fqn: str, value: object) -> list[WriteItem]:
-        data = TensorWriteData(self._chunk(), TensorProperties.create_from_tensor(self.values), self.size())
-        return [
-            WriteItem(MetadataIndex(fqn, torch.Size([self.start])), WriteItemType.SHARD, tensor_data=data)
-        ]
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [self._chunk()]
-
-
-def shards_of(fragments: Iterable[Fragment], ema: dict[str, Tensor] | None) -> dict[str, FlatShard]:
-    """All tensors of this rank's training state: kind and parameter name -> shard (views, not copies)."""
-    shards = {}
-    for fragment in fragments:
-        states: dict[str, Tensor] = dict(fragment.states.items())
-        if ema is not None:
-            states["ema"] = ema[fragment.name]
-        for kind, values in states.items():
-            shards[f"{kind}/{fragment.name}"] = FlatShard(values, fragment.start, fragment.size)
-    return shards
-
-
-class _SavePlanner(dcp.DefaultSavePlanner):
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        shard: FlatShard = self.state_dict[index.fqn]
-        return shard.values
-
-
-class _LoadPlanner(dcp.DefaultLoadPlanner):
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-    def set_up_planner(
-        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
-    ) -> None:
-        # The inherited method would take the shards apart, since they are dataclasses.
-        self.state_dict = self.original_state_dict = state_dict
-        self.metadata, self.is_coordinator = metadata, is_coordinator
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        shard: FlatShard = self.state_dict[index.fqn]
-        return shard.values
 
 
 class Checkpoints:
@@ -137,6 +57,8 @@ class Checkpoints:
         self.run, self.start, self.section, self.events = run, start, section, events
         self._recipe_sha256, self._lineage = recipe_sha256, lineage
         self._rank = dist.get_rank()
+        self.newest = 0
+        """Step of the newest checkpoint that this start has resumed from or committed, on rank 0."""
         # gloo on GPUs too: the writer thread talks about files, in host memory, beside the training's
         # collectives.
         self._group = dist.new_group(backend="gloo")
@@ -159,8 +81,9 @@ class Checkpoints:
                     say(f"The checkpoint of step {step} is passed over: {'; '.join(problems)}")
                     self.events.write("checkpoint_passed_over", step=step, problems=problems)
                 continue
-            reader = _PlainReader(folder)
-            dcp.load(dict(shards), storage_reader=reader, planner=_LoadPlanner(), process_group=self._group)
+            reader = PlainReader(folder)
+            self.newest = manifest.step
+            dcp.load(dict(shards), storage_reader=reader, planner=LoadPlanner(), process_group=self._group)
             return manifest
         return None
 
@@ -212,7 +135,7 @@ class Checkpoints:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
-            dcp.save(dict(shards), storage_writer=writer, planner=_SavePlanner(), process_group=self._group)
+            dcp.save(dict(shards), storage_writer=writer, planner=SavePlanner(), process_group=self._group)
             names = [f"__{self._rank}_0.distcp"] + ([".metadata"] if self._rank == 0 else [])
             files = {name: describe_file(partial / name) for name in names if (partial / name).exists()}
         except (OSError, RuntimeError, dcp.CheckpointException) as error:
@@ -235,6 +158,7 @@ class Checkpoints:
         try:
             if not problems:
                 final = commit(self.run, partial, manifest)
+                self.newest = manifest.step
                 retain(self.run, self.section.keep_last, self.section.keep_every)
                 self.events.write("saved", step=manifest.step, seconds=round(time.monotonic() - started, 3))
                 if self.section.remote:
@@ -258,32 +182,3 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, dcp.CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {error}"
-
-
-class _PlainReader(dcp.FileSystemReader):
-    """Reads a checkpoint's index without letting it name any class but those that an index is made of."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata: Metadata = _PlainUnpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    ALLOWED = frozenset(
-        {"torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath", "pathlib._local.PosixPath"}
-    )
-    ALLOWED_MODULES = frozenset(
-        {"torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"}
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = None
-        if f"{module}.{name}" in self.ALLOWED or (module in self.ALLOWED_MODULES and "." not in name):
-            found = super().find_class(module, name)
-        elif module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            found = getattr(torch, name)
-        if found is None:
-            raise pickle.UnpicklingError(f"a checkpoint's index may not name {module}.{name}")
-        return found

@@ -112,6 +112,7 @@ def _finish(stage: Stage) -> ExitCode:
     stage.checkpoints.wait()
     average = stage.average.values if stage.average else None
     write_export(stage.run, stage.recipe, stage.engine, stage.source, stage.lineage, average)
+    stage.finish_samples()
     stage.events.write("finished", step=stage.progress.step)
     if stage.rank == 0:
         say(f"Finished {stage.recipe.steps} steps: the model is in {stage.run.export}")

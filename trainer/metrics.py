@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from foundation.files import atomic_write
@@ -90,20 +90,28 @@ def _start_wandb(run: RunFolder, recipe: StageRecipe) -> Any:
         return None
     import wandb
 
-    mode = recipe.metrics.wandb
-    if mode == "online" and not _wandb_reachable():
-        say("W&B cannot be reached: its metrics are kept offline (`wandb sync` sends them later)")
-        mode = "offline"
-    return wandb.init(
-        project=recipe.metrics.project,
-        name=run.path.name,
-        id=run.path.resolve().name + "-" + recipe_identity(run),
-        dir=str(run.path),
-        mode=mode,
-        resume="allow",
-        config=recipe.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True),
-    )
+    def begin(mode: Literal["offline", "online"]) -> Any:
+        return wandb.init(
+            project=recipe.metrics.project,
+            name=run.path.name,
+            id=run.path.resolve().name + "-" + recipe_identity(run),
+            dir=str(run.path),
+            mode=mode,
+            resume="allow",
+            config=recipe.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True),
+        )
+
+    if recipe.metrics.wandb == "offline":
+        return begin("offline")
+    try:
+        if _wandb_reachable():
+            return begin("online")
+        reason = "cannot be reached"
+    except wandb.Error as error:  # no login, a key that is not accepted, a server that does not answer
+        reason = f"cannot be used ({error})"
+    say(f"W&B {reason}: its metrics are kept offline (`wandb sync` sends them later)")
+    return begin("offline")
 
 
 def recipe_identity(run: RunFolder) -> str:

@@ -7,31 +7,29 @@ signals are caught, so that a scheduler's first warning is never lost.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import faulthandler
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 from foundation.errors import ExitCode, RecipeError, UserError
 from foundation.recipes import load_recipe
 from trainer.launch import PARENT_VARIABLE
+from trainer.parent_process import die_with
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder, create_run, lock_run, take_start
 from trainer.signals import StopFlag
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from trainer.terminal import Terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of a rank that `launch` has started."""
     stop = StopFlag()
     stop.install()
-    _die_with_launcher()
+    launcher = os.environ.get(PARENT_VARIABLE)
+    if launcher is not None:  # ranks that nobody waits for would train on, and block the next start
+        die_with(int(launcher))
     parser = argparse.ArgumentParser(prog="python -m trainer.rank")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--despite-no-progress", action="store_true")
@@ -46,27 +44,25 @@ def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> 
     rank = int(os.environ["RANK"])
     run = create_run(recipe) if rank == 0 else RunFolder(Path(recipe.run))
     run.logs.mkdir(parents=True, exist_ok=True)
-    terminal = _log_to(run.logs / f"rank-{rank}.log", echo=rank == 0)
+    terminal = Terminal(run.logs / f"rank-{rank}.log", echo=rank == 0)
     try:
-        return _train(recipe, run, stop, despite_no_progress)
+        return _train(recipe, run, stop, terminal, despite_no_progress)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         if rank == 0 or error.exit_code != ExitCode.RECIPE:
-            print(error, file=terminal, flush=True)
+            terminal.complain(str(error))
         return error.exit_code
     except Exception as error:  # noqa: BLE001  (the last resort: whatever it is, it is logged and has an exit code)
         traceback.print_exc()
         sys.stderr.flush()
-        print(
-            f"Rank {rank} failed: {error!r}. The traceback is in {run.logs}/rank-{rank}.log",
-            file=terminal,
-            flush=True,
-        )
+        terminal.complain(f"rank {rank} failed: {error!r}. The traceback is in {run.logs}/rank-{rank}.log")
         # Not a return: threads and collectives of a broken rank may never end.
         os._exit(ExitCode.BUG)
 
 
-def _train(recipe: StageRecipe, run: RunFolder, stop: StopFlag, despite_no_progress: bool) -> ExitCode:
+def _train(
+    recipe: StageRecipe, run: RunFolder, stop: StopFlag, terminal: Terminal, despite_no_progress: bool
+) -> ExitCode:
     import torch
     import torch.distributed as dist
 
@@ -93,7 +89,7 @@ def _train(recipe: StageRecipe, run: RunFolder, stop: StopFlag, despite_no_progr
         dist.broadcast_object_list(numbers, src=0)
         if isinstance(numbers[0], UserError):
             raise numbers[0]
-        stage = Stage(recipe, run, numbers[0], stop)
+        stage = Stage(recipe, run, numbers[0], stop, terminal)
         try:
             return train(stage)
         finally:
@@ -122,56 +118,6 @@ def distributed_variables(environment: Mapping[str, str]) -> dict[str, str]:
             "on one machine."
         )
     return found
-
-
-def _log_to(path: Path, echo: bool) -> IO[str]:
-    """Send all output of this process, its libraries' too, to ``path``; returns the terminal.
-
-    Args:
-        echo: what Python prints goes to the terminal as well.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    terminal = os.fdopen(os.dup(1), "w", buffering=1)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    faulthandler.enable()
-    if echo:
-        sys.stdout = _Tee(sys.stdout, terminal)
-    return terminal
-
-
-class _Tee:
-    """Writes to a log and a terminal; to everything else it is the log."""
-
-    def __init__(self, log: IO[str], terminal: IO[str]):
-        self._log, self._terminal = log, terminal
-
-    def write(self, text: str) -> int:
-        self._terminal.write(text)
-        return self._log.write(text)
-
-    def flush(self) -> None:
-        self._log.flush()
-        self._terminal.flush()
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._log, name)
-
-
-def _die_with_launcher() -> None:
-    """Be killed when the launcher is: ranks that nobody waits for would train on, and block the next
-    start.
-    """
-    launcher = os.environ.get(PARENT_VARIABLE)
-    if launcher is None:
-        return
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it was gone before the line above
-        os._exit(ExitCode.REQUEUE)
 
 
 if __name__ == "__main__":

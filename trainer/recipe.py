@@ -12,6 +12,7 @@ from foundation.recipes import Section
 from trainer.model_recipe import ModelSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Prompt = Annotated[str, Field(min_length=1)]
 
 
 class WorldSection(Section):
@@ -183,6 +184,28 @@ class MetricsSection(Section):
     peak_tflops: PositiveFloat | None = None
 
 
+class SamplesSection(Section):
+    """Pictures that show how training goes on; see `trainer.samples`.
+
+    Attributes:
+        every_steps: pictures are made of the first checkpoint at or after each multiple of this step.
+        prompts: what to paint, always with the same noise.
+        size: height and width in pixels.
+        guidance: scale of classifier-free guidance; 1: none.
+        steps: solver steps of each patch.
+        seed: of the noise.
+        device: that samples: the cpu, beside training, or a GPU that no rank uses.
+    """
+
+    every_steps: PositiveInt
+    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=16)]
+    size: tuple[PositiveInt, PositiveInt]
+    guidance: Annotated[float, Field(ge=1)] = 7.5
+    steps: PositiveInt = 25
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+
+
 class StageRecipe(Section):
     """One stage of training.
 
@@ -193,6 +216,7 @@ class StageRecipe(Section):
         tokenizer: folder of the binary tokenizer, which goes into the export; training does not load it.
         precision: float32, or bfloat16 with float32 master weights.
         activation_checkpointing: recompute each layer's activations in the backward pass.
+        samples: pictures of fixed prompts on the way; none where null.
     """
 
     run: str
@@ -211,6 +235,7 @@ class StageRecipe(Section):
     guard: GuardSection = GuardSection()
     watchdog: WatchdogSection = WatchdogSection()
     metrics: MetricsSection = MetricsSection()
+    samples: SamplesSection | None = None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -237,5 +262,5 @@ class StageRecipe(Section):
 # Keys that may change between a start and a resume: they decide where, how fast and how watched a run is, but
 # not what it computes. (How many ranks and which ZeRO stage change a loss by rounding only.)
 CHANGEABLE = frozenset(
-    {"run", "world", "zero", "activation_checkpointing", "checkpoints", "watchdog", "metrics"}
+    {"run", "world", "zero", "activation_checkpointing", "checkpoints", "watchdog", "metrics", "samples"}
 )

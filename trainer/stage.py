@@ -21,18 +21,21 @@ from models.text_to_image import TextToImageModel
 from trainer.adapters import add_adapters, seed_dropout, start_tensors
 from trainer.agreement import StepReport
 from trainer.averaging import WeightAverage
-from trainer.checkpoint import Checkpoints, FlatShard, shards_of
+from trainer.checkpoint import Checkpoints
 from trainer.costs import sample_cost
 from trainer.engine import Engine, build_module
 from trainer.export import parent_of
+from trainer.flat_shards import FlatShard, shards_of
 from trainer.guard import Guard
 from trainer.meter import StepMeter
 from trainer.metrics import EventLog, MetricsLog
 from trainer.recipe import CHANGEABLE, StageRecipe
 from trainer.remote_copy import fetch_newest
 from trainer.run_folder import RunFolder
+from trainer.samples import SideSampler
 from trainer.signals import StopFlag
 from trainer.stage_start import check_dataset, open_start
+from trainer.terminal import Terminal
 from trainer.watchdog import Watchdog
 
 
@@ -67,24 +70,25 @@ class Progress:
 class Stage:
     """One rank's part of a stage in training; see `loop.train` for what is done with it."""
 
-    def __init__(self, recipe: StageRecipe, run: RunFolder, start: int, stop: StopFlag):
+    def __init__(self, recipe: StageRecipe, run: RunFolder, start: int, stop: StopFlag, terminal: Terminal):
         """Open everything that the recipe names, check that it belongs together, restore or start the state.
 
         Args:
             start: number of this start of the run.
             stop: set by signals.
+            terminal: where a person may be looking on.
 
         Raises:
             RecipeError, DataError: what the recipe names cannot be trained on; nothing has been changed.
         """
-        self.recipe, self.run, self.stop = recipe, run, stop
+        self.recipe, self.run, self.stop, self.terminal = recipe, run, stop, terminal
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.events = EventLog(run, start, writes=self.rank == 0)
         self.source = open_start(recipe)
         world = recipe.world
         limit = int(world.cache_gb * 1e9) if world.cache_gb else None
         dataset = LatentDataset(recipe.data.latents, world.cache, limit)
-        check_dataset(recipe, self.source, dataset.manifest)
+        check_dataset(recipe, self.source, dataset)
         config, tokens = self.source.config, self.source.tokens
         self.cost = sample_cost(config, recipe.model.lora)
         self.plan = BatchPlan(recipe.data, dataset, config.p, tokens.template, self.ranks, self.cost)
@@ -103,6 +107,8 @@ class Stage:
         self.watchdog = Watchdog(recipe.watchdog)
         self.meter = StepMeter(run, recipe, self.cost, self.ranks, speaks=self.rank == 0)
         self.metrics = MetricsLog(run, recipe, self.progress.step) if self.rank == 0 else None
+        sampled = recipe.samples if self.rank == 0 else None
+        self.sampler = SideSampler(run, sampled, self.events) if sampled else None
         self.events.write("started", step=self.progress.step, ranks=self.ranks, zero_stage=recipe.zero.stage)
         if self.rank == 0:
             say(self._opening_line())
@@ -188,11 +194,23 @@ class Stage:
         line = self.meter.line(self.progress, batch, means, report, lr, seconds, skip)
         if self.metrics is not None:
             self.metrics.write(line)
+        loss = "" if line["loss"] is None else f"loss {line['loss']:.4f}"
+        self.terminal.show_step(self.progress.step, self.recipe.steps, loss)
+        if self.sampler is not None:
+            self.sampler.look(self.checkpoints.newest)
+
+    def finish_samples(self) -> None:
+        """After the last save: let its pictures be made."""
+        if self.sampler is not None:
+            self.sampler.finish(self.checkpoints.newest)
 
     def close(self) -> None:
         """Let go of threads and files; the process group stays."""
+        self.terminal.end_steps()
         self.watchdog.stop()
         self.loader.close()
+        if self.sampler is not None:
+            self.sampler.close()
         if self.metrics is not None:
             self.metrics.close()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.latents import LatentDataset
 from foundation.errors import DataError, Problems, RecipeError
 from models.head import DiffusionHead, HeadConfig
 from models.layout import add_sequence_tokens
@@ -30,6 +30,8 @@ from models.weights.layout import EMBEDDING, HEAD, LLM, LLM_INDEX, LLM_WHOLE, OU
 from models.weights.safetensors_files import Place, read_index, read_specs, read_tensors
 from trainer.model_recipe import HeadSection
 from trainer.recipe import StageRecipe
+
+CAPTIONS_LOOKED_AT = 16  # of each class, before training starts
 
 
 def open_start(recipe: StageRecipe) -> ModelSource:
@@ -48,13 +50,14 @@ def open_start(recipe: StageRecipe) -> ModelSource:
         raise RecipeError(f"This stage cannot start: {error}") from error
 
 
-def check_dataset(recipe: StageRecipe, source: ModelSource, manifest: Manifest) -> None:
+def check_dataset(recipe: StageRecipe, source: ModelSource, dataset: LatentDataset) -> None:
     """Refuse latents that the model, or the tokenizer that goes into the export, cannot belong to.
 
     Raises:
         DataError: all that does not fit.
+        RecipeError: pictures are to be sampled on the way in a size that the model cannot have.
     """
-    problems, where = Problems(), recipe.data.latents
+    problems, where, manifest = Problems(), recipe.data.latents, dataset.manifest
     made_by = manifest.tokenizer.fingerprint
     folders = {"tokenizer": Path(recipe.tokenizer)}
     if source.tokenizer_folder is not None:
@@ -77,7 +80,35 @@ def check_dataset(recipe: StageRecipe, source: ModelSource, manifest: Manifest) 
         problems.add(
             where, f"its tokens have {manifest.tokenizer.bits_per_token} bits, those of the model {bits}"
         )
+    _check_captions(recipe, source, dataset, problems)
     problems.raise_if_any(DataError, f"The latents in {where} do not belong to this model")
+    side = source.config.tokenizer_downsample * source.config.p
+    if recipe.samples is not None and any(length % side for length in recipe.samples.size):
+        raise RecipeError(f"samples.size is {list(recipe.samples.size)}: expected multiples of {side} pixels")
+
+
+def _check_captions(
+    recipe: StageRecipe, source: ModelSource, dataset: LatentDataset, problems: Problems
+) -> None:
+    """Whether the model's text tokenizer cuts captions into as many tokens as the dataset has counted.
+
+    Nothing else of a text tokenizer is in a dataset, whose captions are text; a few of each class are enough
+    to tell two tokenizers apart.
+    """
+    encode = source.text_tokenizer.backend_tokenizer.encode
+    for resolution in (r for r, weight in recipe.data.ratio.items() if weight and r in dataset.classes):
+        index = dataset.classes[resolution]
+        for sample in range(min(CAPTIONS_LOOKED_AT, index.samples)):
+            record, counted = dataset.record(resolution, sample), int(index.n_text[sample])
+            found = len(encode(record.caption, add_special_tokens=False).ids)
+            if found != counted:
+                problems.add(
+                    recipe.data.latents,
+                    f"the caption of {record.key!r} has {counted} tokens there, {found} by the model's text "
+                    f"tokenizer; the dataset was counted with {dataset.manifest.text_tokenizer.name}",
+                    "tokenize the pictures anew with the model's text tokenizer",
+                )
+                return
 
 
 def _from_export(recipe: StageRecipe, name: str) -> ModelSource:
@@ -173,19 +204,24 @@ def _fresh_vision_tensors(config: TextToImageConfig, seed: int) -> Iterator[tupl
 
 def _config(recipe: StageRecipe, llm: Qwen3Config, head: HeadSection) -> TextToImageConfig:
     tokenizer = read_tokenizer_config(recipe.tokenizer)
-    head_config = HeadConfig(
-        ch_target=tokenizer.z_channels,
-        ch_cond=llm.hidden_size,
+    fresh = fresh_head_config(head, recipe.model.p, tokenizer.z_channels, llm.hidden_size)
+    return TextToImageConfig(llm, fresh, tokenizer.downsample)
+
+
+def fresh_head_config(head: HeadSection, p: int, bits: int, width: int) -> HeadConfig:
+    """The head of a model that starts without one: C = ``bits``, on a backbone of ``width`` D."""
+    return HeadConfig(
+        ch_target=bits,
+        ch_cond=width,
         ch_latent=head.width,
         depth_latent=head.depth,
         depth_adanln=head.adaln,
         time_shift=head.time_shift,
         P_mean=head.P_mean,
         P_std=head.P_std,
-        parallel_num=recipe.model.p**2,
+        parallel_num=p**2,
         use_swiglu=head.swiglu,
     )
-    return TextToImageConfig(llm, head_config, tokenizer.downsample)
 
 
 def vocabulary_fingerprint(text_tokenizer: PreTrainedTokenizerFast) -> str:

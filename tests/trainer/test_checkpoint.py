@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from trainer.checkpoint import Checkpoints, FlatShard, _PlainUnpickler
+from trainer.checkpoint import Checkpoints
 from trainer.checkpoint_files import MANIFEST, StaleStart, committed
+from trainer.flat_shards import FlatShard, PlainUnpickler
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.run_folder import RunFolder, take_start
@@ -135,7 +136,7 @@ def test_an_index_that_names_code_is_refused() -> None:
             return print, ("run",)
 
     with pytest.raises(pickle.UnpicklingError, match=r"may not name builtins\.print"):
-        _PlainUnpickler(io.BytesIO(pickle.dumps(Attack()))).load()
+        PlainUnpickler(io.BytesIO(pickle.dumps(Attack()))).load()
 
 
 def test_a_remote_copy_fills_an_empty_run(run: RunFolder, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from transformers import Qwen3Config
 from foundation.errors import RecipeError
 from foundation.recipes import load_recipe
 from models.backbone.presets import BACKBONES, VOCABULARY, backbone_config
-from models.head import HeadConfig
 from models.layout import TemplateLengths
 from models.layout.grid import MAX_SIDE
 from models.text_to_image import TextToImageConfig, preset
@@ -26,6 +25,7 @@ from models.tokenizer import read_tokenizer_config
 from models.weights import read_folder_config
 from trainer.model_recipe import RandomSection
 from trainer.recipe import StageRecipe
+from trainer.stage_start import fresh_head_config
 
 QWEN_TOKENS = 151_669
 """Entries of the Qwen3 text tokenizers, special tokens included."""
@@ -112,15 +112,7 @@ def _of_fresh_head(recipe: StageRecipe) -> ModelSize:
     assumptions: list[str] = []
     llm = _language_model(recipe, assumptions)
     bits, downsample = _tokenizer(recipe, assumptions)
-    head = HeadConfig(
-        ch_target=bits,
-        ch_cond=llm.hidden_size,
-        ch_latent=section.width,
-        depth_latent=section.depth,
-        depth_adanln=section.adaln,
-        parallel_num=recipe.model.p**2,
-        use_swiglu=section.swiglu,
-    )
+    head = fresh_head_config(section, recipe.model.p, bits, llm.hidden_size)
     return ModelSize(TextToImageConfig(llm, head, downsample), tuple(assumptions))
 
 

@@ -15,6 +15,7 @@ from data_pipeline.cli import app as data_app
 from evaluation.cli import app as evaluation_app
 from evaluation.weights_cli import app as weights_app
 from foundation.errors import ExitCode, UserError
+from slurm.cli import app as slurm_app
 from trainer.cli import app as trainer_app
 from trainer.plan.cli import app as plan_app
 from trainer.report.cli import app as report_app
@@ -27,7 +28,7 @@ From photos to a picture, in the order of the work: [bold]data[/] turns image sh
 latents with a [bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting \
 from the export of the one before; [bold]generate[/] samples pictures from any export. Every job is a YAML \
 recipe in configs/, and every command may be run again: it goes on where it stopped, and says so when \
-nothing is left to do.
+nothing is left to do. [bold]submit[/] runs recipes on a Slurm cluster.
 
 Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 70 a bug.
 """
@@ -39,6 +40,7 @@ class InOrder(TyperGroup):
     order = (
         *("data", "tokenizer", "plan", "train", "report", "lineage"),
         *("generate", "compare", "import", "export", "quickstart"),
+        *("submit", "jobs", "logs", "cancel"),
     )
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
@@ -56,7 +58,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data", help="From metadata and image shards to binary latents.")
 app.add_typer(tokenizer_app, name="tokenizer", help="Train the binary tokenizer.")
-for room in (plan_app, trainer_app, report_app, evaluation_app, weights_app):
+for room in (plan_app, trainer_app, report_app, evaluation_app, weights_app, slurm_app):
     app.add_typer(room)
 
 

@@ -3,8 +3,8 @@
     python -m slurm.after [RECIPE] --code 75
 
 Exit codes 0, 65 and 78 end a job. After any other end (a signal and a save, a rank or a node that died, a bug
-that may not strike twice) the job is put back into the queue under the same number, without the nodes that the
-preflight found to be bad; unless three starts in a row came no further.
+that may not strike twice) the job is put back into the queue under the same number, without the nodes that
+the preflight found to be bad; unless three starts in a row came no further.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import os
 import re
 import signal
 import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import yaml
 
 from foundation.errors import ExitCode
 from foundation.progress import say
-from foundation.recipes import load_recipe
 from slurm.controller import SlurmError, expand_nodes, fields, is_live, patiently
 from slurm.history import JobFolder
 from trainer.checkpoint_files import committed
-from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder, makes_no_progress
 
 CONTROLLER_AWAY_SECONDS = 3600.0
@@ -119,15 +118,18 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="python -m slurm.after")
     parser.add_argument("recipe", nargs="?")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--code", type=int, required=True)
-    options = parser.parse_args(arguments)
+    options, _ = parser.parse_known_args(arguments)  # what else is there is for the ranks
     start = Start.from_environment(os.environ, options.code)
     run = history = None
     if options.recipe:
-        if start.code == ExitCode.RECIPE:
-            return start.code  # a recipe that cannot be read names no run folder
-        run = RunFolder(Path(load_recipe(StageRecipe, options.recipe).run))
-        history = JobFolder.of_run(run.path)
+        path = run_of(options.recipe, options.overrides)
+        if path is None:
+            return start.code or ExitCode.RECIPE  # a recipe that cannot be read: the ranks have said so
+        run, history = RunFolder(path), JobFolder.of_run(path)
+        if start.code == ExitCode.DONE and run.finished_at() is None:
+            start = replace(start, code=ExitCode.REQUEUE)  # the ranks have left in peace, before the end
     try:
         job = fields(patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "show", "job", str(start.job), "-o"))
     except SlurmError as error:
@@ -153,6 +155,17 @@ def main(arguments: list[str] | None = None) -> int:
     return decision.code
 
 
+def run_of(recipe: str, overrides: Sequence[str]) -> Path | None:
+    """The run folder that a recipe names; the rest may be of a version that this code does not know."""
+    try:
+        values = yaml.safe_load(Path(recipe).read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    found = [value for key, _, value in (pair.partition("=") for pair in overrides) if key == "run"]
+    found += [values["run"]] if isinstance(values, dict) and "run" in values else []
+    return Path(found[0]) if found else None
+
+
 def this_start(log: str) -> str:
     """The part of a job's log that its latest start has written."""
     try:
@@ -170,7 +183,6 @@ def run_again(start: Start, job: Mapping[str, str], decision: Decision) -> None:
         excluded = {*expand_nodes(job["ExcNodeList"]), *decision.without}
         change = f"ExcNodeList={','.join(sorted(excluded))}"
         patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "update", f"JobId={start.job}", change)
-    time.sleep(60)  # Slurm ends this script, now that its job is in the queue
 
 
 if __name__ == "__main__":

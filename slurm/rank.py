@@ -25,7 +25,11 @@ from trainer.signals import StopFlag
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Preflight, then training; the exit code is that of `bitdance train`."""
+    """Preflight, then training; the exit code is that of `bitdance train`, but 0 also for "saved".
+
+    srun ends all ranks at the first bad exit, and those that have saved are still leaving then. Whether the
+    run is finished, `slurm.after` sees by its export.
+    """
     stop = StopFlag()
     stop.install()
     options = _parser().parse_args(arguments)
@@ -34,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.recipe.exists():
         # Not the recipe's fault: it was there when the job was submitted.
         say(f"bitdance: bad node {os.environ.get('SLURMD_NODENAME', '?')}: it sees no {options.recipe}")
-        return ExitCode.REQUEUE
+        return ExitCode.DONE
     try:
         recipe = find_run(load_recipe(StageRecipe, options.recipe, options.overrides))
     except UserError as error:
@@ -52,9 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     if speaks:
         announce(verdict, os.environ)
         _note_start(recipe, nodes)
-    if verdict.bad:
-        return verdict.code
-    return run_rank(recipe, stop, despite_no_progress=options.despite_no_progress)
+    code = verdict.code
+    if not verdict.bad:
+        code = run_rank(recipe, stop, despite_no_progress=options.despite_no_progress)
+    return ExitCode.DONE if code == ExitCode.REQUEUE else code
 
 
 def _note_start(recipe: StageRecipe, nodes: str) -> None:

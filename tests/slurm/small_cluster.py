@@ -7,6 +7,7 @@ differ by their port alone (flat), and can be neither crashed nor cut off.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -22,6 +23,7 @@ from typing import Any
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
 PREFIX = "bdt"  # of bridges and namespaces, with the pid of the test run behind it
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CPUS, MEMORY_MB = 16, 64000  # of a node, as Slurm is told
 
 CONFIGURATION = """\
@@ -166,6 +168,17 @@ class Cluster:
         text = self.run("scontrol", "show", "job", "-o", str(number)).splitlines()[0]
         return dict(part.partition("=")[::2] for part in text.split(" ") if "=" in part)
 
+    def mend(self) -> None:
+        """Whole again: links up, nodes and controller running, no jobs."""
+        self.run("scancel", "--user", str(os.geteuid()))
+        for name, node in self.nodes.items():
+            if self.namespaces:
+                self.set_link(name, up=True)
+            if node.process is None:
+                self.start_node(name)
+        idle = dict.fromkeys(self.nodes, "IDLE")
+        wait_until(lambda: self.states() == idle, 60, "idle nodes")
+
     # --- nodes ----------------------------------------------------------------------------------------------
 
     def start_node(self, name: str) -> None:
@@ -309,7 +322,12 @@ class Cluster:
     def _spawn(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
         with open(self.base / log, "ab") as output:
             return subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=die_with_parent,
             )
 
 
@@ -333,6 +351,11 @@ def remove_leftovers() -> None:
     for tag in {name.partition("n")[0] for name in names}:
         if not Path(f"/proc/{tag.removeprefix(PREFIX)}").exists():
             remove_network(tag)
+
+
+def die_with_parent() -> None:
+    """In a child, before it starts its program: a killed test run leaves no daemon behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:

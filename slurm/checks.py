@@ -1,0 +1,195 @@
+"""What can be known to go wrong before a job is submitted; all of it is told together."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from foundation.errors import ExitCode, Problems
+from slurm.controller import SlurmError, missing_commands, show
+from slurm.site import Site, SiteFile
+from slurm.work import Work
+from trainer.recipe import StageRecipe
+
+UNIT_SECONDS = (1, 60, 3600)
+NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # never shared, unless the site file says so
+
+
+def node_range(text: str) -> tuple[int, int] | None:
+    """`N` or `N-M` as least and most nodes; None where it is neither."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if match is None:
+        return None
+    least, most = int(match[1]), int(match[2] or match[1])
+    return (least, most) if 1 <= least <= most else None
+
+
+def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> None:
+    """Slurm's commands, its controller, the partition, and whether it has what is asked for."""
+    missing = missing_commands()
+    if missing:
+        problems.add(
+            "Slurm", f"{', '.join(missing)} not found", "submit on a login node, where Slurm's commands are"
+        )
+        return
+    least_most = node_range(nodes)
+    if least_most is None:
+        problems.add("--nodes", f"{nodes!r} is no number of nodes", "for example 16, or 12-16")
+    try:
+        partitions = show("partition")
+    except SlurmError as error:
+        problems.add("Slurm", str(error), "ask the cluster's people, or try again")
+        return
+    partition = _partition(problems, file, partitions)
+    if partition is not None:
+        _check_permission(problems, file.site, partition)
+        _check_size(problems, file.site, partition, least_most or (1, 1))
+
+
+def _partition(
+    problems: Problems, file: SiteFile, partitions: Sequence[dict[str, str]]
+) -> dict[str, str] | None:
+    wanted = file.site.partition
+    for partition in partitions:
+        if partition["PartitionName"] == wanted or (wanted is None and partition["Default"] == "YES"):
+            return partition
+    names = ", ".join(sorted(partition["PartitionName"] for partition in partitions))
+    where = str(file.path) if file.path else "slurm/site.env"
+    found = f"there is no partition {wanted!r}" if wanted else "the cluster has no default partition"
+    problems.add(f"{where}: PARTITION", found, f"this cluster's: {names}")
+    return None
+
+
+def _check_permission(problems: Problems, site: Site, partition: dict[str, str]) -> None:
+    where = f"partition {partition['PartitionName']}"
+    if partition["State"] != "UP":
+        problems.add(
+            where, f"it is {partition['State'].lower()}", "take another, or ask the cluster's people"
+        )
+    allowed = partition.get("AllowGroups", "ALL")
+    mine = {grp.getgrgid(number).gr_name for number in {os.getgid(), *os.getgroups()}}
+    if allowed != "ALL" and not mine & set(allowed.split(",")):
+        problems.add(
+            where,
+            f"you may not use it: only the groups {allowed} may, you are in {', '.join(sorted(mine))}",
+            "take another partition, or ask for access",
+        )
+    accounts = partition.get("AllowAccounts", "ALL")
+    if accounts != "ALL" and site.account not in accounts.split(","):
+        problems.add(where, f"it takes the accounts {accounts} only", "set ACCOUNT in the site file")
+
+
+def _check_size(
+    problems: Problems, site: Site, partition: dict[str, str], least_most: tuple[int, int]
+) -> None:
+    where = f"partition {partition['PartitionName']}"
+    least, total = least_most[0], int(partition["TotalNodes"])
+    if least > total:
+        problems.add("--nodes", f"{least} nodes asked for, {where} has {total}", "ask for fewer")
+    limit, wanted = seconds_of(partition["MaxTime"]), seconds_of(site.time_limit)
+    if limit is not None and (wanted or 0) > limit:
+        problems.add(
+            "TIME_LIMIT",
+            f"{site.time_limit} is above {partition['MaxTime']}, the most of {where}",
+            "lower it",
+        )
+    if site.gpus_per_node:
+        named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
+        most = max((gpus_of(node) for node in named), default=0)
+        if most < site.gpus_per_node:
+            problems.add(
+                "GPUS_PER_NODE",
+                f"{site.gpus_per_node} are wanted, the nodes of {where} have {most}",
+                "lower it",
+            )
+
+
+def seconds_of(text: str | None) -> int | None:
+    """A time as Slurm writes it (minutes, m:s, h:m:s, d-h:m:s); None where there is no limit."""
+    if text is None or text.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days:
+        parts = [*parts, 0, 0][:3]  # d-h, d-h:m, d-h:m:s
+    elif len(parts) == 1:
+        parts = [0, parts[0], 0]  # minutes
+    seconds = sum(part * unit for part, unit in zip(reversed(parts), UNIT_SECONDS, strict=False))
+    return int(days or 0) * 86400 + seconds
+
+
+def gpus_of(node: dict[str, str]) -> int:
+    """GPUs of a node, of any type: `gpu:8` or `gpu:h100:8(S:0-1)`."""
+    return sum(int(n) for n in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", node.get("Gres", "")))
+
+
+def check_work(problems: Problems, work: Work, made_before: set[Path], file: SiteFile) -> None:
+    """Whether a job finds what it reads, in places that all nodes see, and fits on what it gets."""
+    shared = [Path(folder) for folder in file.site.shared_folders.split(":") if folder]
+    for key, path in work.reads.items():
+        if not path.exists() and not any(path == made or made in path.parents for made in made_before):
+            fix = "make it first, or name the recipe that makes it before this one in --chain"
+            problems.add(f"{work.title}: {key}", f"{path} does not exist", fix)
+    for key, path in {**work.reads, "its folder": work.folder.path}.items():
+        _check_shared(problems, f"{work.title}: {key}", path, shared)
+    if isinstance(work.recipe, StageRecipe):
+        _check_fits(problems, work, work.recipe, file.site)
+
+
+def check_interpreter(problems: Problems, file: SiteFile) -> None:
+    """Whether the nodes can see the interpreter (one inside a container cannot be looked for here)."""
+    if "--container" in file.site.srun_options:
+        return
+    python = Path(file.site.python or sys.executable)
+    if not os.access(python, os.X_OK):
+        problems.add("PYTHON", f"{python} is no program", "name the .venv/bin/python of an installation")
+    shared = [Path(folder) for folder in file.site.shared_folders.split(":") if folder]
+    _check_shared(problems, "PYTHON", python, shared)
+    _check_shared(problems, "the current folder", Path.cwd(), shared)
+
+
+def _check_shared(problems: Problems, where: str, path: Path, shared: Sequence[Path]) -> None:
+    place = Path(os.path.abspath(path))
+    if shared and not any(place.is_relative_to(folder) for folder in shared):
+        names = ", ".join(map(str, shared))
+        problems.add(where, f"{place} is not in a folder that all nodes see", f"SHARED_FOLDERS: {names}")
+    if not shared and any(place.is_relative_to(folder) for folder in NODE_LOCAL):
+        fix = "put it where all nodes see it; if they do see it, say so in the site file: SHARED_FOLDERS"
+        problems.add(where, f"{place} is on this machine alone", fix)
+
+
+def _check_fits(problems: Problems, work: Work, recipe: StageRecipe, site: Site) -> None:
+    least_most = node_range(work.options["nodes"] or "")
+    if least_most is None:
+        return  # said already
+    ranks = least_most[0] * int(work.options["ntasks-per-node"] or 1)
+    unit = "GPUs" if site.gpus_per_node else "processes"
+    if recipe.data.global_batch_size < ranks:
+        problems.add(
+            f"{work.title}: data.global_batch_size",
+            f"{recipe.data.global_batch_size} samples cannot be shared out among {ranks} {unit}",
+            "ask for fewer nodes",
+        )
+    if site.gpus_per_node and site.gpu_kind:
+        _check_memory(problems, work, site.gpu_kind, ranks)
+
+
+def _check_memory(problems: Problems, work: Work, gpu: str, ranks: int) -> None:
+    """`bitdance plan` says whether a stage fits on so many GPUs, and what would make it fit."""
+    command = [sys.executable, "-m", "bitdance", "plan", *work.source]
+    command += ["--gpus", str(ranks), "--gpu", gpu, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode != ExitCode.RECIPE:
+        return
+    try:
+        remedies = "; ".join(json.loads(done.stdout)["remedies"])
+    except ValueError:  # not a plan that does not fit, but none at all; stderr says why
+        problems.add(work.title, done.stderr.strip().removeprefix("error: "))
+        return
+    problems.add(work.title, f"it needs more than the {ranks} GPUs ({gpu}) asked for", remedies)

@@ -1,0 +1,56 @@
+"""Fills a batch script in: values of its `#SBATCH` lines, and the site's lines between its two marks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent
+_OPTION = re.compile(r"#SBATCH --([a-z-]+)(=\S+)?")
+_SITE = re.compile(r"(# --- the site[^\n]*begin site\n)(.*?)(# -+ end site\n)", re.DOTALL)
+
+
+def fill_in(name: str, options: Mapping[str, str | None], site_lines: str) -> str:
+    """A script of this folder with other values.
+
+    Args:
+        name: of the script.
+        options: of sbatch, without dashes: a value in place of the script's own; "" for an option without a
+            value; None takes the line out. What the script does not name is added.
+        site_lines: bash, in place of the reading of the site file.
+    """
+    lines, left = [], dict(options)
+    text = (SCRIPTS / name).read_text()
+    last = max(i for i, line in enumerate(text.splitlines()) if _OPTION.match(line))
+    for number, line in enumerate(text.splitlines()):
+        match = _OPTION.match(line)
+        key = match[1] if match else None
+        if key in left:
+            value = left.pop(key)
+            if value is not None:
+                lines.append(_directive(key, value))
+        elif not line.startswith("# SITE"):
+            lines.append(line.replace("# SITE", "#") if match else line)
+        if number == last:
+            lines += [_directive(key, value) for key, value in left.items() if value is not None]
+    filled = "\n".join(lines) + "\n"
+    return _SITE.sub(lambda m: f"{m[1]}{site_lines.rstrip()}\n{m[3]}", filled)
+
+
+def _directive(key: str, value: str) -> str:
+    return f"#SBATCH --{key}={shlex.quote(value)}" if value else f"#SBATCH --{key}"
+
+
+def options_of(text: str) -> dict[str, str | None]:
+    """Options as a person writes them (`--exclusive --constraint=h100`), by name.
+
+    >>> options_of("--exclusive --constraint=h100")
+    {'exclusive': '', 'constraint': 'h100'}
+    """
+    found: dict[str, str | None] = {}
+    for word in shlex.split(text):
+        key, _, value = word.removeprefix("--").partition("=")
+        found[key] = value
+    return found

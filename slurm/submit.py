@@ -1,0 +1,138 @@
+"""`bitdance submit`: checks everything, fills the scripts in, submits them one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from foundation.errors import Problems, RecipeError
+from foundation.progress import say
+from slurm.checks import check_cluster, check_interpreter, check_work
+from slurm.controller import SlurmError, is_live, show_job, slurm
+from slurm.script import fill_in
+from slurm.site import SiteFile
+from slurm.work import Asked, Work, open_recipe, site_lines, work_of
+from trainer.recipe import StageRecipe
+
+
+def gather(paths: Sequence[Path], overrides: Sequence[str], asked: Asked, file: SiteFile) -> list[Work]:
+    """The jobs of some recipes, in order.
+
+    Raises:
+        RecipeError: a recipe is wrong, its run folder belongs to another one, or two stages do not follow
+            upon each other.
+    """
+    works: list[Work] = []
+    before: StageRecipe | None = None
+    problems = Problems()
+    for path in paths:
+        recipe = open_recipe(path, overrides)
+        source = (str(path), *(word for pair in overrides for word in ("--set", pair)))
+        works += [replace(work, source=source) for work in work_of(recipe, asked, file)]
+        if isinstance(recipe, StageRecipe):
+            if before is not None and not _follows(recipe, before):
+                problems.add(
+                    f"{path}: model.init_from",
+                    f"{recipe.model.init_from} is not the export of the stage before",
+                    f"give {before.run}/export",
+                )
+            before = recipe
+    problems.raise_if_any(RecipeError, "These recipes are no chain")
+    return works
+
+
+def _follows(recipe: StageRecipe, before: StageRecipe) -> bool:
+    start = recipe.model.init_from
+    return start is not None and Path(start).resolve() == (Path(before.run) / "export").resolve()
+
+
+def check_all(works: Sequence[Work], asked: Asked, file: SiteFile) -> None:
+    """Everything that can be known before submission.
+
+    Raises:
+        RecipeError: all that is wrong.
+    """
+    problems = Problems()
+    check_cluster(problems, file, asked.nodes)
+    check_interpreter(problems, file)
+    made: set[Path] = set()
+    for work in works:
+        check_work(problems, work, made, file)
+        made |= {work.makes} if work.makes else set()
+        if isinstance(work.recipe, StageRecipe):
+            made.add(Path(work.recipe.run) / "export")
+    problems.raise_if_any(RecipeError, "Nothing was submitted")
+
+
+def submit(works: Sequence[Work], file: SiteFile) -> list[int]:
+    """Submit jobs so that each waits for the one before; their numbers. What is done already is left out.
+
+    Raises:
+        RecipeError: one of them is live already, or sbatch refuses; then none stays behind.
+    """
+    numbers: list[int] = []
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(work.folder for work in works):
+            stack.enter_context(folder.held())
+        _refuse_second(works)
+        todo = [work for work in works if not work.done]
+        for work in works:
+            if work.done:
+                say(f"{work.title}: done already ({work.makes} is there)")
+        try:
+            for work in todo:
+                work.capture()
+                after = numbers[-1] if numbers else None
+                numbers.append(_sbatch(work, file, after))
+        except SlurmError:
+            if numbers:
+                slurm("scancel", *map(str, numbers))
+                say(f"The jobs before it were cancelled: {', '.join(map(str, numbers))}")
+            raise
+    return numbers
+
+
+def _refuse_second(works: Sequence[Work]) -> None:
+    problems = Problems()
+    for folder in dict.fromkeys(work.folder for work in works if not work.done):
+        number = folder.last_job()
+        job = show_job(number) if number is not None else None
+        if is_live(job):
+            assert job is not None
+            problems.add(
+                str(folder.path.parent if folder.path.name == "slurm" else folder.path),
+                f"job {number} is {job['JobState'].lower()} on it",
+                "follow it with `bitdance jobs`, or end it with `bitdance cancel`",
+            )
+    problems.raise_if_any(RecipeError, "Nothing was submitted")
+
+
+def _sbatch(work: Work, file: SiteFile, after: int | None) -> int:
+    script = filled(work, file, after)
+    work.folder.path.mkdir(parents=True, exist_ok=True)
+    path = work.folder.path / work.script
+    path.write_text(script)
+    number = int(slurm("sbatch", "--parsable", str(path), *work.arguments).split(";")[0])
+    work.folder.note("submitted", number, title=work.title, after=after, script=work.script)
+    waits = f", after job {after}" if after is not None else ""
+    say(f"job {number}: {work.title}{waits}")
+    return number
+
+
+def filled(work: Work, file: SiteFile, after: int | str | None) -> str:
+    """The script of a job, as it is submitted."""
+    options = dict(work.options)
+    if after is not None:
+        # A job that could never start, since the one before it has failed, must not wait for ever.
+        options |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
+    return fill_in(work.script, options, site_lines(file))
+
+
+def show_scripts(works: Sequence[Work], file: SiteFile) -> None:
+    """What `submit` would do, on the terminal."""
+    for number, work in enumerate(works):
+        say(f"# === {work.title}" + (" (done already: left out)" if work.done else ""))
+        say(f"# sbatch {work.folder.path / work.script} {' '.join(work.arguments)}")
+        say(filled(work, file, "JOB-BEFORE" if number else None).rstrip())

@@ -1,0 +1,245 @@
+"""What a recipe is on a cluster: which script does it, with which options, and what must be there before."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipeline.metadata.recipe import FilterRecipe
+from data_pipeline.tokenize.recipe import TokenizeRecipe
+from foundation.errors import RecipeError
+from foundation.recipes import Section, load_recipe, resolved_yaml
+from slurm.history import JobFolder
+from slurm.script import options_of
+from slurm.site import Site, SiteFile
+from trainer.recipe import StageRecipe
+from trainer.run_folder import RunFolder, create_run, find_run
+
+# The keys by which a recipe's kind is told; which of its other keys are right, its own type says.
+KINDS: dict[type[Section], set[str]] = {
+    StageRecipe: {"run", "steps", "model"},
+    TokenizeRecipe: {"input", "classes", "output"},
+    FilterRecipe: {"sources", "rules", "output"},
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asks for besides the recipe.
+
+    Attributes:
+        nodes: `N` or `N-M`, for stages.
+        slices: elements of a tokenize array.
+    """
+
+    nodes: str = "1"
+    slices: int = 16
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job to submit.
+
+    Attributes:
+        title: for people.
+        script: its file in this folder.
+        arguments: of the script.
+        options: of sbatch.
+        folder: where its traces go.
+        reads: key of the recipe -> local path that must be there when it starts.
+        makes: path that is there when it has ended.
+        recipe: what the job carries out, where that is a recipe.
+        source: its file and overrides, as for the command line.
+    """
+
+    title: str
+    script: str
+    arguments: tuple[str, ...]
+    options: dict[str, str | None]
+    folder: JobFolder
+    reads: dict[str, Path] = field(default_factory=dict)
+    makes: Path | None = None
+    recipe: Section | None = None
+    source: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.makes is not None and self.makes.exists()
+
+    def capture(self) -> None:
+        """Write the recipe down as it is now: what is changed in its file later does not reach the job."""
+        if isinstance(self.recipe, StageRecipe):
+            create_run(self.recipe)
+        elif self.recipe is not None:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            (self.folder.path / "recipe.yaml").write_text(resolved_yaml(self.recipe))
+
+
+def open_recipe(path: Path, overrides: Sequence[str]) -> Section:
+    """A recipe of any kind that runs on a cluster.
+
+    Raises:
+        RecipeError: it is of another kind, or wrong.
+    """
+    try:
+        values: Any = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = None
+    keys = set(values) if isinstance(values, dict) else set()
+    kind = max(KINDS, key=lambda kind: len(KINDS[kind] & keys))
+    if keys and not KINDS[kind] & keys:
+        raise RecipeError(f"{path} is no recipe of a stage, of `data tokenize` or of `data filter`")
+    loaded: Section = load_recipe(kind, path, overrides)
+    return loaded
+
+
+def work_of(recipe: Section, asked: Asked, file: SiteFile) -> list[Work]:
+    """The jobs that carry a recipe out, in order."""
+    if isinstance(recipe, StageRecipe):
+        return [stage_work(recipe, asked, file.site)]
+    if isinstance(recipe, TokenizeRecipe):
+        return tokenize_work(recipe, asked, file.site)
+    assert isinstance(recipe, FilterRecipe)
+    return [filter_work(recipe, file.site)]
+
+
+def stage_work(recipe: StageRecipe, asked: Asked, site: Site) -> Work:
+    """Training a stage: one process per GPU, or per `world.processes` where nodes have none."""
+    if site.dataset_cache is not None:
+        recipe = recipe.model_copy(
+            update={"world": recipe.world.model_copy(update={"cache": site.dataset_cache})}
+        )
+    recipe = find_run(recipe)
+    run = RunFolder(Path(recipe.run))
+    folder = JobFolder.of_run(run.path)
+    options = common_options(site, run.path.resolve(), folder) | {
+        "nodes": asked.nodes,
+        "ntasks-per-node": str(site.gpus_per_node or recipe.world.processes),
+        "gpus-per-node": str(site.gpus_per_node) if site.gpus_per_node else None,
+        "signal": f"B:USR1@{site.save_seconds}",
+    }
+    options["cpus-per-task"] = str(max(site.cpus_per_task, recipe.world.threads))
+    options |= {"output": str(folder.path.resolve() / "%j.log")} | options_of(site.sbatch_options)
+    return Work(
+        title=f"train {recipe.run}",
+        script="train.sbatch",
+        arguments=(str(run.recipe),),
+        options=options,
+        folder=folder,
+        reads=_stage_reads(recipe),
+        makes=run.export,
+        recipe=recipe,
+    )
+
+
+def _stage_reads(recipe: StageRecipe) -> dict[str, Path]:
+    random = recipe.model.random
+    named = {
+        "tokenizer": recipe.tokenizer,
+        "data.latents": f"{recipe.data.latents}/manifest.json",
+        "model.init_from": recipe.model.init_from,
+        "model.random.text_tokenizer": random.text_tokenizer if random else None,
+    }
+    return {key: Path(value) for key, value in named.items() if value is not None and is_local(value)}
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is that of a file or folder, and not an address or a name on the hub."""
+    return "://" not in name and not name.startswith("hf:")
+
+
+def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work]:
+    """The array over the tasks, and what finishes the dataset after it."""
+    output = Path(recipe.output)
+    folder = JobFolder.beside(output)
+    manifest = output / "manifest.json"
+    options = common_options(site, output.resolve(), folder) | {
+        "gpus-per-node": "1" if recipe.compute.device == "cuda" else None,
+        "array": f"0-{asked.slices - 1}%{site.array_at_once}",
+        "output": str(folder.path.resolve() / "%A_%a.log"),
+    }
+    array = Work(
+        title=f"tokenize {recipe.output} in {asked.slices} slices",
+        script="tokenize.sbatch",
+        arguments=(str(folder.path / "recipe.yaml"), str(asked.slices)),
+        options=options | options_of(site.sbatch_options),
+        folder=folder,
+        reads={"tokenizer": Path(recipe.tokenizer)}
+        | ({"keep.rows": Path(recipe.keep.rows)} if recipe.keep and is_local(recipe.keep.rows) else {}),
+        makes=manifest,
+        recipe=recipe,
+    )
+    finish = command_work(f"finalize {recipe.output}", ("data", "finalize", recipe.output), output, site)
+    return [array, replace(finish, makes=manifest)]
+
+
+def filter_work(recipe: FilterRecipe, site: Site) -> Work:
+    """Choosing the rows of metadata that are worth having."""
+    output = Path(recipe.output)
+    arguments = ("data", "filter", str(JobFolder.beside(output).path / "recipe.yaml"))
+    work = command_work(f"filter {recipe.output}", arguments, output, site)
+    reads = {
+        f"sources.{number}": Path(source)
+        for number, source in enumerate(recipe.sources)
+        if is_local(source) and not set(source) & set("*?[")
+    }
+    return replace(work, recipe=recipe, reads=reads, makes=output / "kept.parquet")
+
+
+def command_work(title: str, arguments: tuple[str, ...], output: Path, site: Site) -> Work:
+    """One command of bitdance on one node, without a GPU."""
+    folder = JobFolder.beside(output)
+    options = common_options(site, output.resolve(), folder) | {"gpus-per-node": None}
+    return Work(
+        title=title,
+        script="command.sbatch",
+        arguments=arguments,
+        options=options | options_of(site.sbatch_options),
+        folder=folder,
+    )
+
+
+def export_work(export: Path, published: Path, generate: tuple[str, ...], site: Site) -> Work:
+    """The published layout of a stage's export, and pictures of it."""
+    folder = JobFolder.beside(published)
+    gpus = "1" if site.gpus_per_node and generate else None
+    options = common_options(site, published.resolve(), folder) | {"gpus-per-node": gpus}
+    return Work(
+        title=f"export {published}",
+        script="export.sbatch",
+        arguments=(str(export), str(published), *generate),
+        options=options | options_of(site.sbatch_options),
+        folder=folder,
+        reads={"export": export},
+    )
+
+
+def common_options(site: Site, output: Path, folder: JobFolder) -> dict[str, str | None]:
+    """sbatch's options that all jobs have."""
+    # Left as the scripts have it where the site file says nothing: a node's memory.
+    memory = {"mem": site.memory_per_node} if site.memory_per_node else {}
+    return memory | {
+        "job-name": f"bitdance-{output.name}",
+        "comment": f"bitdance {output}",
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "cpus-per-task": str(site.cpus_per_task),
+        "time": site.time_limit,
+        "chdir": os.getcwd(),
+        "output": str(folder.path.resolve() / "%j.log"),
+    }
+
+
+def site_lines(file: SiteFile) -> str:
+    """The site's part of a script: the site file's own lines, and the interpreter."""
+    where = f"# from {file.path}\n" if file.path else ""
+    python = "" if file.site.python else f"PYTHON={sys.executable}\n"
+    return where + file.text + python

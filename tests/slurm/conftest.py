@@ -1,0 +1,45 @@
+"""One cluster for all tests of this folder, and the inputs that their runs share."""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "slurm"), str(ROOT / "tests" / "trainer")]
+from slurm_runs import Lab  # noqa: E402
+from small_cluster import Cluster, why_not  # noqa: E402
+from small_stage import make_inputs  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    # Not pytest's own folder: the path of a socket may have a hundred bytes at most.
+    with tempfile.TemporaryDirectory(prefix="bdt") as base:
+        cluster = Cluster(Path(base))
+        cluster.start()
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    folder = tmp_path_factory.mktemp("lab")
+    make_inputs(folder)
+    return Lab(cluster, folder)
+
+
+@pytest.fixture
+def faulty(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster for a test that breaks it: needs namespaces; whole again afterwards."""
+    if not cluster.namespaces:
+        pytest.skip("crashing a node or cutting it off needs network namespaces, which only root may make")
+    yield cluster
+    cluster.mend()

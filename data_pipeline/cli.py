@@ -14,7 +14,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key of the recipe: --set a.b=c.", show_default=False),
 ]
-Dataset = Annotated[Path, typer.Argument(help="The dataset's folder.", show_default=False)]
+Dataset = Annotated[
+    str, typer.Argument(help="The dataset: a folder, or an s3:// address.", show_default=False)
+]
 
 
 @app.command()
@@ -72,7 +74,7 @@ def finalize(
     """Finish a dataset whose tasks are all done: leave out near-duplicates, index, manifest."""
     from data_pipeline.finalize import finalize_dataset
 
-    finalize_dataset(str(dataset), memory)
+    finalize_dataset(dataset, memory)
 
 
 @app.command()
@@ -128,13 +130,16 @@ def inspect(
     from data_pipeline.inspect.look import look_at, tokenizer_folder
     from data_pipeline.inspect.page import render_page
     from data_pipeline.latents import LatentDataset
+    from foundation.errors import RecipeError
     from foundation.files import atomic_write
     from foundation.progress import say
 
-    latents = LatentDataset(str(dataset))
+    if output is None and "://" in dataset:
+        raise RecipeError(f"{dataset} is not a folder: say where the page goes, by --output PAGE.html")
+    latents = LatentDataset(dataset)
     folder = tokenizer_folder(latents, tokenizer)
     page = render_page(look_at(latents, samples, filter_output), folder)
-    path = output or dataset / "inspect.html"
+    path = output or Path(dataset) / "inspect.html"
     with atomic_write(path) as file:
         file.write(page)
     say(f"wrote {path} ({len(page) / 1e6:.2f} MB)")

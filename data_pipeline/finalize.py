@@ -6,33 +6,34 @@ index; 2. `index.json` over all shards, and the side index of each class; 3. `ma
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
-import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.ingest.storage import is_remote, open_stream, remote_files
 from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, FileEntry, Manifest, parse_manifest
 from data_pipeline.metadata.schema import sql_list
 from data_pipeline.near_duplicates import find_near_duplicates
 from data_pipeline.npy_stream import NpyStream
 from data_pipeline.recipe_folder import RECORD_NAME
+from data_pipeline.store import remove_scratch
 from data_pipeline.tokenize.folder import DatasetFolder, Plan, file_entries
 from data_pipeline.tokenize.recipe import ClassSection, TokenizeRecipe
 from foundation.errors import DataError
-from foundation.files import atomic_write, commit_folder, sha256_file
 from foundation.progress import say, track
 from foundation.provenance import package_version
 from foundation.recipes import recipe_hash
 
 INDEX_NAME = "index.json"
+SAMPLES_NAME = "samples.parquet"
 # A picture's rank packs (resolution, task, number in the task) into 64 bits: larger pictures are better, then
 # earlier ones.
 TASK_BITS, PICTURE_BITS = 24, 24
@@ -65,27 +66,30 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
 
 
 def _read(folder: DatasetFolder) -> tuple[TokenizeRecipe, Plan]:
-    record = folder.root / RECORD_NAME
-    plan = folder.read_plan()
-    if plan is None or not record.exists():
+    record, plan = folder.store.read(RECORD_NAME), folder.read_plan()
+    if plan is None or record is None:
         raise DataError(f"{folder.root} holds no dataset that `bitdance data tokenize` has begun")
-    return TokenizeRecipe.model_validate_json(record.read_text()), plan
+    return TokenizeRecipe.model_validate_json(record), plan
 
 
 def _finished(folder: DatasetFolder, recipe: TokenizeRecipe) -> Manifest | None:
-    path = folder.root / MANIFEST_NAME
-    if not path.exists():
+    text = folder.store.read(MANIFEST_NAME)
+    if text is None:
         return None
     try:
-        manifest = parse_manifest(path.read_text(), str(path))
+        manifest = parse_manifest(text.decode(), folder.address(MANIFEST_NAME))
     except DataError:
         return None
-    intact = all(_matches(folder.root / name, entry) for name, entry in manifest.files.items())
+    intact = all(_matches(folder.address(name), entry) for name, entry in manifest.files.items())
     return manifest if intact and manifest.recipe_sha256 == _recipe_hash(recipe) else None
 
 
-def _matches(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
+def _matches(address: str, entry: FileEntry) -> bool:
+    try:
+        with open_stream(address) as stream:
+            return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest() == entry.sha256
+    except DataError:
+        return False
 
 
 def _recipe_hash(recipe: TokenizeRecipe) -> str:
@@ -93,19 +97,15 @@ def _recipe_hash(recipe: TokenizeRecipe) -> str:
 
 
 def _markers(folder: DatasetFolder, plan: Plan) -> list[dict[str, Any]]:
-    markers, absent = [], []
-    for number in range(len(plan.shards)):
-        marker = folder.read_done(number)
-        if marker is None:
-            absent.append(number)
-        else:
-            markers.append(marker)
+    found = folder.markers(range(len(plan.shards)))
+    absent = [number for number in range(len(plan.shards)) if number not in found]
     if absent:
         shown = ", ".join(f"{number:05d}" for number in absent[:8]) + (", ..." if len(absent) > 8 else "")
         raise DataError(
             f"{folder.root}: {len(absent)} of {len(plan.shards)} tasks are not done ({shown}); "
             "run `bitdance data tokenize` again, and see `bitdance data status`"
         )
+    markers = [found[number] for number in sorted(found)]
     if not any(marker["classes"] for marker in markers):
         raise DataError(f"{folder.root}: the tasks hold no sample; {_counts_in_words(_sum_counts(markers))}")
     return markers
@@ -117,8 +117,8 @@ def _near_duplicates(
     """Task -> numbers of its pictures that are left out, sorted."""
     if recipe.near_duplicates is None:
         return {}
-    spill = folder.root / f".near-duplicates.{uuid.uuid4().hex[:8]}.partial"
-    files = sql_list([str(folder.task(n) / "samples.parquet") for n in range(len(plan.shards))])
+    spill = folder.store.scratch("near-duplicates")
+    files = sql_list([_table_address(folder, number) for number in range(len(plan.shards))])
     pictures = (
         f"SELECT (({LARGEST_SIDE} - max(resolution))::UBIGINT << {TASK_BITS + PICTURE_BITS}) "
         f"| (task::UBIGINT << {PICTURE_BITS}) | picture::UBIGINT AS rank, any_value(phash) AS phash FROM "
@@ -127,6 +127,8 @@ def _near_duplicates(
     )
     connection = duckdb.connect(config={"memory_limit": memory, "temp_directory": str(spill)})
     try:
+        if is_remote(folder.root):
+            connection.register_filesystem(remote_files())
         connection.execute(f"CREATE TEMP TABLE pictures AS {pictures}")
         find_near_duplicates(connection, "SELECT * FROM pictures", recipe.near_duplicates, "losers")
         query = (
@@ -136,7 +138,7 @@ def _near_duplicates(
         found = connection.execute(query).fetchnumpy()
     finally:
         connection.close()
-        shutil.rmtree(spill, ignore_errors=True)
+        remove_scratch(spill)
     tasks, starts = np.unique(found["task"], return_index=True)
     pieces = np.split(found["picture"].astype(np.int64), starts[1:])
     return {int(task): piece for task, piece in zip(tasks, pieces, strict=False)}
@@ -157,8 +159,7 @@ def _write(
     markers: list[dict[str, Any]],
     dropped: dict[int, NDArray[np.int64]],
 ) -> Manifest:
-    working = folder.root / f".side.{uuid.uuid4().hex[:8]}.partial"
-    working.mkdir()
+    working = folder.store.scratch("side")
     try:
         position, shards, classes = _Position(), list[dict[str, Any]](), list[ClassManifest]()
         for section in recipe.classes:
@@ -167,20 +168,17 @@ def _write(
             classes.append(_write_class(folder, section, len(markers), dropped, side, position, shards))
         entries = file_entries(working)
         name = "side-" + hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:8]
-        if not (folder.root / name).exists():
-            commit_folder(working, folder.root / name)
+        with contextlib.suppress(FileExistsError):  # named by its content: the same
+            folder.store.commit(working, name)
     finally:
-        shutil.rmtree(working, ignore_errors=True)
-    with atomic_write(folder.root / INDEX_NAME) as file:
-        json.dump({"version": 2, "shards": shards}, file, sort_keys=True)
+        remove_scratch(working)
+    index = json.dumps({"version": 2, "shards": shards}, sort_keys=True).encode()
+    folder.store.write(INDEX_NAME, index)
     named = {f"{name}/{path}": entry for path, entry in entries.items()}
-    named[INDEX_NAME] = {
-        "bytes": (folder.root / INDEX_NAME).stat().st_size,
-        "sha256": sha256_file(folder.root / INDEX_NAME),
-    }
+    named[INDEX_NAME] = {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()}
     if plan.text_tokenizer.inside:
         inside = plan.text_tokenizer.name
-        named |= {f"{inside}/{path}": e for path, e in file_entries(folder.root / inside).items()}
+        named |= {f"{inside}/{path}": e for path, e in file_entries(folder.store.local(inside)).items()}
     manifest = Manifest(
         code_version=package_version("bitdance-trainer") or "unknown",
         recipe_sha256=_recipe_hash(recipe),
@@ -192,8 +190,7 @@ def _write(
         near_duplicates=sum(c.raw_samples - c.samples for c in classes),
         files={path: FileEntry(**entry) for path, entry in sorted(named.items())},
     )
-    with atomic_write(folder.root / MANIFEST_NAME) as file:
-        file.write(manifest.to_json())
+    folder.store.write(MANIFEST_NAME, manifest.to_json().encode())
     return manifest
 
 
@@ -223,7 +220,9 @@ def _write_class(
             keep = ~np.isin(table["picture"], dropped.get(number, np.empty(0, np.int64)))
             sizes = np.array([shard["samples"] for shard in own])
             if sizes.sum() != len(keep):
-                raise DataError(f"{folder.task(number)}: its shards and its table of samples disagree")
+                raise DataError(
+                    f"{folder.address(folder.task(number))}: its shards and its table of samples disagree"
+                )
             shard_of_row = np.repeat(np.arange(len(own)), sizes)
             n_text.append(table["n_text"][keep])
             bucket.append(table["bucket"][keep])
@@ -247,14 +246,18 @@ def _write_class(
 
 def _task_shards(folder: DatasetFolder, number: int, resolution: int) -> list[dict[str, Any]]:
     """A task's shards of a class, their base names relative to the dataset."""
-    index = folder.task(number) / str(resolution) / INDEX_NAME
-    if not index.exists():
+    index = folder.store.read(f"{folder.task(number)}/{resolution}/{INDEX_NAME}")
+    if index is None:
         return []
-    shards = json.loads(index.read_text())["shards"]
+    shards = json.loads(index)["shards"]
     for shard in shards:
         name = shard["raw_data"]["basename"]
-        shard["raw_data"]["basename"] = f"tasks/{folder.task(number).name}/{resolution}/{name}"
+        shard["raw_data"]["basename"] = f"{folder.task(number)}/{resolution}/{name}"
     return list(shards)
+
+
+def _table_address(folder: DatasetFolder, number: int) -> str:
+    return folder.address(f"{folder.task(number)}/{SAMPLES_NAME}")
 
 
 def _class_samples(folder: DatasetFolder, number: int, resolution: int) -> dict[str, NDArray[Any]]:
@@ -262,7 +265,8 @@ def _class_samples(folder: DatasetFolder, number: int, resolution: int) -> dict[
     import pyarrow.parquet as pq
 
     columns = ["resolution", "n_text", "bucket", "picture"]
-    table = pq.read_table(folder.task(number) / "samples.parquet", columns=columns)
+    with open_stream(_table_address(folder, number)) as stream:
+        table = pq.read_table(stream, columns=columns)
     table = table.filter(pc.equal(table["resolution"], resolution))
     return {name: table[name].to_numpy() for name in columns[1:]}
 

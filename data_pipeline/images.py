@@ -149,6 +149,6 @@ def spelled_orientation(json_exif: str | None) -> int:
         return 1
     value = tags.get("Image Orientation") if isinstance(tags, dict) else None
     text = re.sub(r"\s+", " ", str(value)).strip().lower()
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     return _SPELLED.get(text, 1)

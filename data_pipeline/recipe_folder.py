@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.store import open_store
 from foundation.errors import DataError, RecipeError
 from foundation.recipes import Section, differing_keys
 
@@ -17,11 +18,13 @@ def recipe_record(recipe: Section) -> str:
     return json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
-def claim_folder(folder: Path, recipe: Section, done_name: str, free: frozenset[str] = frozenset()) -> bool:
+def claim_folder(
+    folder: str | Path, recipe: Section, done_name: str, free: frozenset[str] = frozenset()
+) -> bool:
     """Whether `folder` is this recipe's finished output.
 
     Args:
-        folder: the output folder, which need not exist.
+        folder: the output, a folder or an `s3://` prefix, which need not exist.
         recipe: the recipe that wants to write there.
         done_name: the file whose presence says that the output is complete.
         free: top-level keys that may differ, because they do not change what is written.
@@ -30,15 +33,17 @@ def claim_folder(folder: Path, recipe: Section, done_name: str, free: frozenset[
         RecipeError: the folder was made by a recipe that differs in another key.
         DataError: the folder holds something else.
     """
-    record = folder / RECORD_NAME
-    if not record.exists():
-        if folder.exists() and any(folder.iterdir()):
+    store = open_store(folder)
+    text = store.read(RECORD_NAME)
+    if text is None:
+        if store.files():
             raise DataError(f"{folder} is not empty and holds no {RECORD_NAME}; name another output folder")
         return False
     try:
-        earlier = json.loads(record.read_text())
+        earlier = json.loads(text)
     except ValueError as error:
-        raise DataError(f"{record} is not JSON ({error}); remove the folder or name another") from None
+        where = store.address(RECORD_NAME)
+        raise DataError(f"{where} is not JSON ({error}); remove the folder or name another") from None
     now = recipe.model_dump(mode="json")
     for key in free:
         earlier.pop(key, None)
@@ -50,7 +55,7 @@ def claim_folder(folder: Path, recipe: Section, done_name: str, free: frozenset[
             f"{folder} was made by another recipe; name another output folder or remove it. "
             f"Keys that differ (there -> here):\n{lines}"
         )
-    return (folder / done_name).exists()
+    return store.read(done_name) is not None
 
 
 def _indexed(value: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.manifest import MANIFEST_NAME
-from data_pipeline.tokenize.folder import DONE_NAME, PARTIAL, DatasetFolder, Plan
+from data_pipeline.tokenize.folder import DONE_NAME, PARTIAL, TASKS, DatasetFolder, Plan
 from foundation.errors import DataError
 from foundation.progress import say
 
@@ -21,7 +21,8 @@ class Status:
     Attributes:
         tasks: in the plan.
         done: finished.
-        running: under way: a working folder that changed in the last ten minutes.
+        running: under way: a working folder that changed in the last ten minutes; always 0 on S3, where the
+            working folders are not in the dataset.
         failed: task -> reason.
         read: samples read by finished tasks.
         records: records written by them.
@@ -55,12 +56,12 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
     """
     folder, plan = _open(dataset)
     now = time.time() if now is None else now
-    markers = {n: folder.read_done(n) for n in range(len(plan.shards))}
-    done = {n: marker for n, marker in markers.items() if marker is not None}
-    failures = {n: folder.failure(n) for n in range(len(plan.shards)) if n not in done}
+    done = folder.markers(range(len(plan.shards)))
+    failures = {n: failure for n, failure in folder.failures().items() if n not in done}
+    files = folder.store.files(TASKS)
     counts = [marker["counts"] for marker in done.values()]
     read = sum(c["read"] for c in counts)
-    ends = [(folder.task(n) / DONE_NAME).stat().st_mtime for n in done]
+    ends = [files[f"{folder.task(n)}/{DONE_NAME}"][1] for n in done]
     rate = left = None
     if len(ends) > 1 and max(ends) > min(ends):
         # The first task's end starts the clock, so its own samples do not count.
@@ -71,13 +72,13 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
         tasks=len(plan.shards),
         done=len(done),
         running=sum(now - _newest(path) < ALIVE_SECONDS for path in folder.partials()),
-        failed={n: str(failure["reason"]) for n, failure in failures.items() if failure},
+        failed={n: str(failure["reason"]) for n, failure in failures.items()},
         read=read,
         records=sum(c["records"] for c in counts),
         refused=sum(c["refused"] for c in counts),
         samples_per_second=rate,
         seconds_left=left,
-        finished=(folder.root / MANIFEST_NAME).exists(),
+        finished=folder.store.read(MANIFEST_NAME) is not None,
     )
 
 
@@ -97,8 +98,8 @@ def print_status(status: Status) -> None:
 
 def clear_failures(dataset: str | Path) -> int:
     """Forget all failures, so that the next run tries those tasks again; their number."""
-    folder, plan = _open(dataset)
-    failed = [n for n in range(len(plan.shards)) if folder.failure(n) is not None]
+    folder, _ = _open(dataset)
+    failed = folder.failures()
     for number in failed:
         folder.clear_failure(number)
     return len(failed)

@@ -7,17 +7,18 @@ unpacked as well.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from data_pipeline.ingest.storage import is_remote, open_stream
 from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, Manifest, parse_manifest
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord, unpack_bits
 from data_pipeline.tokenize.folder import DatasetFolder
 from foundation.errors import DataError, Problems
-from foundation.files import sha256_file
 from foundation.progress import say, track
 
 DEEP_RECORDS = 32  # records read from each shard
@@ -29,49 +30,55 @@ def verify_dataset(dataset: str | Path, deep: bool = False) -> None:
     Raises:
         DataError: it is not finished, or whatever is wrong with it: every bad file is named.
     """
-    root = Path(dataset)
-    path = root / MANIFEST_NAME
-    if not path.exists():
+    folder = DatasetFolder(dataset)
+    root = folder.root
+    text = folder.store.read(MANIFEST_NAME)
+    if text is None:
         raise DataError(
             f"{root} has no {MANIFEST_NAME}: it is not finished (`bitdance data status` says why)"
         )
-    manifest = parse_manifest(path.read_text(), str(path))
+    manifest = parse_manifest(text.decode(), folder.address(MANIFEST_NAME))
     problems = Problems()
     for name, entry in track(manifest.files.items(), "Checking the index", len(manifest.files)):
-        _check_file(root / name, entry.bytes, entry.sha256, problems)
+        _check_file(folder.address(name), entry.bytes, entry.sha256, problems)
     problems.raise_if_any(DataError, f"{root} does not verify; `bitdance data finalize` mends its index")
-    shards = json.loads((root / "index.json").read_text())["shards"]
-    _check_counts(manifest, shards, root, problems)
-    _check_tasks(manifest, root, problems)
+    shards = json.loads(folder.store.read("index.json") or b"{}")["shards"]
+    _check_counts(manifest, shards, folder, problems)
+    _check_tasks(manifest, folder, problems)
     for place, shard in enumerate(track(shards, "Checking shards")):
-        _check_shard(root, shard, _class_of(manifest, place), manifest, deep, problems)
+        _check_shard(folder, shard, _class_of(manifest, place), manifest, deep, problems)
     problems.raise_if_any(
         DataError, f"{root} does not verify; `bitdance data tokenize` with its recipe makes bad tasks anew"
     )
     say(f"{root}: {len(shards):,} shards and {sum(c.samples for c in manifest.classes):,} samples verify")
 
 
-def _check_file(path: Path, size: int, sha256: str, problems: Problems) -> bool:
-    if not path.is_file():
-        problems.add(str(path), "is missing")
-    elif path.stat().st_size != size:
-        problems.add(str(path), f"has {path.stat().st_size:,} bytes, expected {size:,}")
-    elif sha256_file(path) != sha256:
-        problems.add(str(path), "has another content than when it was written (sha256)")
-    else:
-        return True
-    return False
+def _check_file(address: str, size: int, sha256: str, problems: Problems) -> bool:
+    try:
+        with open_stream(address) as stream:
+            found = hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
+            read = stream.tell()
+    except DataError:
+        problems.add(address, "is missing")
+        return False
+    if read != size:
+        problems.add(address, f"has {read:,} bytes, expected {size:,}")
+    elif found != sha256:
+        problems.add(address, "has another content than when it was written (sha256)")
+    return (read, found) == (size, sha256)
 
 
-def _check_counts(manifest: Manifest, shards: list[dict[str, Any]], root: Path, problems: Problems) -> None:
+def _check_counts(
+    manifest: Manifest, shards: list[dict[str, Any]], folder: DatasetFolder, problems: Problems
+) -> None:
     if sum(c.shards for c in manifest.classes) != len(shards):
-        problems.add(str(root / "index.json"), f"{len(shards)} shards, the manifest has other numbers")
+        problems.add(folder.address("index.json"), f"{len(shards)} shards, the manifest has other numbers")
     for section in manifest.classes:
         own = shards[section.first_shard : section.first_shard + section.shards]
         if sum(shard["samples"] for shard in own) != section.raw_samples:
             problems.add(f"class {section.resolution}", "its shards hold another number of samples")
         sizes = {
-            name: len(np.load(root / section.side / f"{name}.npy", mmap_mode=None, allow_pickle=False))
+            name: len(np.load(folder.store.local(f"{section.side}/{name}.npy"), "r", allow_pickle=False))
             for name in ("n_text", "bucket", "shard_sizes", "dropped")
         }
         expected = {
@@ -84,18 +91,19 @@ def _check_counts(manifest: Manifest, shards: list[dict[str, Any]], root: Path, 
             problems.add(f"class {section.resolution}", f"its side index has lengths {sizes}, not {expected}")
 
 
-def _check_tasks(manifest: Manifest, root: Path, problems: Problems) -> None:
-    folder = DatasetFolder(root)
-    for number in track(range(manifest.tasks), "Checking tasks"):
-        marker = folder.read_done(number)
+def _check_tasks(manifest: Manifest, folder: DatasetFolder, problems: Problems) -> None:
+    markers = folder.markers(range(manifest.tasks))
+    for number in range(manifest.tasks):
+        marker = markers.get(number)
         if marker is None:
             problems.add(
-                str(folder.task(number)), "its marker is missing, damaged, or does not fit its files"
+                folder.address(folder.task(number)),
+                "its marker is missing, damaged, or does not fit its files",
             )
         elif marker["fingerprint"] != manifest.tokenizer.fingerprint:
-            problems.add(str(folder.task(number)), "another tokenizer made it")
+            problems.add(folder.address(folder.task(number)), "another tokenizer made it")
         elif marker["text_hash"] != manifest.text_tokenizer.sha256:
-            problems.add(str(folder.task(number)), "another text tokenizer counted its captions")
+            problems.add(folder.address(folder.task(number)), "another text tokenizer counted its captions")
 
 
 def _class_of(manifest: Manifest, shard: int) -> ClassManifest:
@@ -103,7 +111,7 @@ def _class_of(manifest: Manifest, shard: int) -> ClassManifest:
 
 
 def _check_shard(
-    root: Path,
+    folder: DatasetFolder,
     shard: dict[str, Any],
     section: ClassManifest,
     manifest: Manifest,
@@ -111,35 +119,42 @@ def _check_shard(
     problems: Problems,
 ) -> None:
     raw = shard["raw_data"]
-    path = root / raw["basename"]
+    path = folder.address(raw["basename"])
     if not _check_file(path, raw["bytes"], raw["hashes"]["sha256"], problems):
         return
     encodings = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
     if encodings != LATENT_COLUMNS:
-        problems.add(str(path), f"its columns are {encodings}, expected {LATENT_COLUMNS}")
+        problems.add(path, f"its columns are {encodings}, expected {LATENT_COLUMNS}")
         return
-    count = int(np.fromfile(path, "<u4", 1)[0])
-    offsets = np.fromfile(path, "<u4", count + 1, offset=4)
+    with open_stream(path) as stream:
+        count = int(np.frombuffer(stream.read(4), "<u4")[0])
+        offsets = np.frombuffer(stream.read(4 * (count + 1)), "<u4")
     if (
         count != shard["samples"]
         or offsets[-1] != raw["bytes"]
         or np.any(np.diff(offsets.astype(np.int64)) <= 0)
     ):
-        problems.add(str(path), "its header does not fit its length")
+        problems.add(path, "its header does not fit its length")
     elif deep:
-        _check_records(root, shard, section, manifest, problems)
+        _check_records(folder, shard, section, manifest, problems)
 
 
 def _check_records(
-    root: Path, shard: dict[str, Any], section: ClassManifest, manifest: Manifest, problems: Problems
+    folder: DatasetFolder,
+    shard: dict[str, Any],
+    section: ClassManifest,
+    manifest: Manifest,
+    problems: Problems,
 ) -> None:
     from data_pipeline.streaming_import import MDSReader
 
-    reader = MDSReader.from_json(str(root), "", dict(shard))
+    name = shard["raw_data"]["basename"]
+    path = folder.store.local(name)
+    reader = MDSReader.from_json(str(path).removesuffix(name), "", dict(shard))
     side = manifest.tokenizer.downsample
     grids = {(height // side, width // side) for height, width in section.buckets}
     for place in np.unique(np.linspace(0, shard["samples"] - 1, DEEP_RECORDS).astype(int)):
-        where = f"{root / shard['raw_data']['basename']}, record {place}"
+        where = f"{folder.address(name)}, record {place}"
         try:
             record = LatentRecord.from_mds(reader[int(place)])
             unpack_bits(record.bits, record.h, record.w, manifest.tokenizer.bits_per_token)
@@ -148,3 +163,5 @@ def _check_records(
             continue
         if (record.h, record.w) not in grids:
             problems.add(where, f"a grid of {record.h} x {record.w} tokens, which is no bucket of its class")
+    if is_remote(folder.root):
+        path.unlink()  # a copy: all of them would be the whole dataset

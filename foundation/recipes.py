@@ -193,10 +193,12 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> tuple[str, str]:
     match detail["type"]:
         case "extra_forbidden":
             *parents, key = detail["loc"]
-            fields = _fields_at(model, parents)
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(fields))}"
-            return f"unknown key {key!r}", hint
+            return f"unknown key {key!r}", _nearest(str(key), _fields_at(model, parents), "keys")
+        case "union_tag_invalid":
+            context = detail.get("ctx", {})
+            name, tag = str(context["discriminator"]).strip("'"), str(context["tag"])
+            tags = re.findall("'([^']+)'", context["expected_tags"])
+            return f"unknown {name} {tag!r}", _nearest(tag, tags, name + "s")
         case "missing":
             return "is missing", "add it"
         case "value_error" | "assertion_error":
@@ -204,6 +206,11 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> tuple[str, str]:
         case _:
             message = str(detail["msg"])
             return f"{message[0].lower()}{message[1:]}, found {found!r}", ""
+
+
+def _nearest(found: str, valid: list[str], what: str) -> str:
+    near = difflib.get_close_matches(found, valid, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"valid {what}: {', '.join(sorted(valid))}"
 
 
 def _fields_at(model: Any, location: Sequence[str | int]) -> list[str]:

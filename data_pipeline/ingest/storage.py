@@ -1,4 +1,4 @@
-"""Files of input data, local or `s3://` (by s3fs; keys come from where AWS tools keep them)."""
+"""Files, local or `s3://` (by s3fs; keys come from where AWS tools keep them, and are said nowhere)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from foundation.errors import DataError
+from foundation.errors import DataError, ExitCode, UserError
+
+# Of a request that fails: with pauses that double up to 20 s, this outlasts a server's restart.
+ATTEMPTS = 10
+
+
+class StoreUnreachable(UserError):
+    """The object store does not answer, or does not let us in; the same command goes on once it does."""
+
+    exit_code = ExitCode.REQUEUE
 
 
 @contextmanager
@@ -16,7 +25,7 @@ def open_stream(path: str) -> Iterator[IO[bytes]]:
     """Open a file for reading; DataError where it is not there."""
     try:
         if is_remote(path):
-            with remote_files().open(path, "rb") as stream:
+            with reaching(path), remote_files().open(path, "rb") as stream:
                 yield cast(IO[bytes], stream)
         else:
             with open(path, "rb") as stream:
@@ -64,8 +73,30 @@ def is_remote(path: str) -> bool:
     return path.startswith("s3://")
 
 
-def remote_files() -> Any:
-    """The S3 file system; made anew in each process, since it does not survive a fork."""
+def remote_files(listings_cached: bool = True) -> Any:
+    """The S3 file system; made anew in each process, since it does not survive a fork.
+
+    Args:
+        listings_cached: for input, which does not change; what others write meanwhile is not seen.
+    """
     import fsspec
 
-    return fsspec.filesystem("s3")
+    config = {"retries": {"mode": "standard", "max_attempts": ATTEMPTS}}
+    return fsspec.filesystem("s3", use_listings_cache=listings_cached, config_kwargs=config)
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[None]:
+    """Turns what clients raise where the store cannot be reached into StoreUnreachable.
+
+    The client's own words are left out: they may quote a request with its signature.
+    """
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield
+    except (BotoCoreError, PermissionError, ConnectionError, TimeoutError) as error:
+        raise StoreUnreachable(
+            f"{address} cannot be reached ({type(error).__name__}), after {ATTEMPTS} attempts; look at its "
+            "address and your keys. The same command goes on from here"
+        ) from None

@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
+from data_pipeline.ingest.storage import is_remote, reaching, remote_files
 from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
 from data_pipeline.metadata.rules import ListRule
 from data_pipeline.metadata.schema import COLUMNS, IDENTITIES, FileGroup, sql_list, sql_name, sql_text
@@ -34,9 +35,7 @@ def open_engine(engine: EngineSection, spill: Path, remote: bool) -> Iterator[du
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET enable_progress_bar = false")
         if remote:
-            import fsspec
-
-            connection.register_filesystem(fsspec.filesystem("s3"))
+            connection.register_filesystem(remote_files())
         yield connection
     finally:
         connection.close()
@@ -51,11 +50,9 @@ def expand(patterns: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     problems = Problems()
     for pattern in patterns:
-        if pattern.startswith("s3://"):
-            import fsspec
-
-            filesystem = fsspec.filesystem("s3")
-            matches = [f"s3://{path}" for path in sorted(filesystem.glob(pattern))]
+        if is_remote(pattern):
+            with reaching(pattern):
+                matches = [f"s3://{path}" for path in sorted(remote_files().glob(pattern))]
         else:
             matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
         if not matches:

@@ -134,7 +134,7 @@ class _Filtering:
                 problems.add(
                     f"rules.{place} ({rule.label()})",
                     f"no source has the column {column!r}",
-                    f"they have: {', '.join(sorted(provided))}",
+                    f"they have: {', '.join(sorted(provided))}; `joins` can add columns from other tables",
                 )
         problems.raise_if_any(RecipeError, "The filter's rules do not fit its sources")
 

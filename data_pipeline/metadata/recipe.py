@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from data_pipeline.metadata.rules import Rule
 from data_pipeline.metadata.schema import COLUMNS, IDENTITIES
@@ -26,13 +26,14 @@ class JoinSection(Section):
     key: str | None = None
     columns: dict[str, str] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _columns_are_ours(self) -> JoinSection:
-        wrong = sorted(set(self.columns) - (set(COLUMNS) - set(IDENTITIES)))
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_ours(cls, columns: dict[str, str]) -> dict[str, str]:
+        wrong = sorted(set(columns) - (set(COLUMNS) - set(IDENTITIES)))
         if wrong:
             valid = ", ".join(name for name in COLUMNS if name not in IDENTITIES)
-            raise ValueError(f"columns: {', '.join(wrong)} cannot be joined; valid: {valid}")
-        return self
+            raise ValueError(f"{', '.join(wrong)} cannot be joined; valid: {valid}")
+        return columns
 
 
 class EngineSection(Section):

@@ -72,7 +72,7 @@ def load_text_tokenizer_or_refuse(name: str) -> Any:
 
 
 def train_and_save(captions: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Train a byte-level BPE on the cleaned captions and save it in `folder`, which must not exist."""
+    """Train a byte-level BPE on the cleaned captions and save it in `folder`."""
     from models.text_tokens import train_text_tokenizer
 
     tokenizer = train_text_tokenizer((clean_caption(text) for text in captions), vocab_size)

@@ -1,10 +1,11 @@
-"""The dataset's folder while it is being made: the plan, and what state each task is in.
+"""The dataset while it is being made, in a folder or on S3: the plan, and what state each task is in.
 
 recipe.json         the recipe; another one is refused
 plan.json           the input shards in order, and both tokenizers; fixed by the first run, so that a task's
                     number means the same shard for ever
 tasks/NNNNN/        a finished task
 tasks/.NNNNN.HOST.PID.XXXX.partial/    a task under way (or what a killed one has left)
+                    (on S3: in the local temporary folder)
 failed/NNNNN.json   a task that cannot be done: the reason, and the shard's size at that time
 """
 
@@ -16,17 +17,23 @@ import platform
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.ingest.shards import Shard
 from data_pipeline.manifest import TextTokenizerManifest, TokenizerManifest
+from data_pipeline.store import FolderStore, open_store
 from foundation.errors import DataError
-from foundation.files import atomic_write, sha256_file
+from foundation.files import sha256_file
 
 PLAN_NAME = "plan.json"
 DONE_NAME = "done.json"
+TASKS, FAILED = "tasks", "failed"
+NUMBER = re.compile("[0-9]{5,}")
+MARKER = re.compile(TASKS + r"/([0-9]{5,})/" + re.escape(DONE_NAME))
+FAILURE = re.compile(FAILED + r"/([0-9]{5,})\.json")
 PARTIAL = re.compile(r"^\.(\d+)\.(.+)\.(\d+)\.[0-9a-f]{8}\.partial$")
 
 
@@ -65,40 +72,54 @@ class Plan:
 
 
 class DatasetFolder:
-    """Paths and task states under one dataset folder; holds no state of its own."""
+    """Paths and task states of one dataset; holds no state of its own."""
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
-        self.tasks = self.root / "tasks"
-        self.failures = self.root / "failed"
+        self.store = open_store(root)
+        self.root = self.store.root
+
+    def address(self, name: str) -> str:
+        """Path or `s3://` address of a file of the dataset."""
+        return self.store.address(name)
 
     def read_plan(self) -> Plan | None:
         """The plan of the first run; None before it."""
-        path = self.root / PLAN_NAME
-        if not path.exists():
+        text = self.store.read(PLAN_NAME)
+        if text is None:
             return None
         try:
-            return Plan.from_json(path.read_text())
+            return Plan.from_json(text.decode())
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
-                f"{path} is damaged ({error}); remove the folder {self.root} and start over"
+                f"{self.address(PLAN_NAME)} is damaged ({error}); remove {self.root} and start over"
             ) from None
 
     def write_plan(self, plan: Plan) -> None:
         """Fix the plan."""
-        with atomic_write(self.root / PLAN_NAME) as file:
-            file.write(plan.to_json())
+        self.store.write(PLAN_NAME, plan.to_json().encode())
 
-    def task(self, number: int) -> Path:
-        """The folder of a finished task."""
-        return self.tasks / f"{number:05d}"
+    def task(self, number: int) -> str:
+        """The name of a finished task's folder."""
+        return f"{TASKS}/{number:05d}"
 
     def new_partial(self, number: int) -> Path:
-        """A fresh folder for a task under way; its name tells whose it is."""
+        """A fresh local folder for a task under way; its name tells whose it is."""
+        if not isinstance(self.store, FolderStore):
+            return self.store.scratch(self.task(number))
         name = f".{number:05d}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
-        path = self.tasks / name
+        path = self.store.path / TASKS / name
         path.mkdir(parents=True)
         return path
+
+    def commit(self, working: Path, number: int) -> None:
+        """Make a task's folder appear; where another worker was first with the task, its folder stays."""
+        try:
+            self.store.commit(working, self.task(number), DONE_NAME)
+        except OSError:
+            # What they wrote is what we wrote.
+            if self.read_done(number) is None:
+                raise
+        self.clear_failure(number)
 
     def sweep(self) -> None:
         """Remove what dead processes of this host have left; other hosts' folders may be alive."""
@@ -109,53 +130,84 @@ class DatasetFolder:
 
     def sweep_all(self) -> None:
         """Remove everything unfinished, whoever's it is: for when the dataset is finished."""
-        for path in (*self.partials(), *self.root.glob(".*.partial"), *self.failures.glob(".*.partial")):
+        if not isinstance(self.store, FolderStore):
+            return  # working folders of tasks are not in the dataset
+        root = self.store.path
+        for path in (*self.partials(), *root.glob(".*.partial"), *(root / FAILED).glob(".*.partial")):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
     def partials(self) -> list[Path]:
-        """Folders of tasks under way, and what killed ones have left."""
-        if not self.tasks.is_dir():
+        """Folders of tasks under way, and what killed ones have left; unknown on S3."""
+        if not isinstance(self.store, FolderStore) or not (self.store.path / TASKS).is_dir():
             return []
-        return [path for path in self.tasks.iterdir() if PARTIAL.match(path.name)]
+        return [path for path in (self.store.path / TASKS).iterdir() if PARTIAL.match(path.name)]
+
+    def markers(self, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Markers of those of the tasks that are finished: whose files fit their marker."""
+        names = {f"{self.task(number)}/{DONE_NAME}": number for number in numbers}
+        texts = self.store.read_many(list(names))
+        # One listing of all, or of the only one asked for: a request for each would take hours on S3.
+        sizes = self.store.files(TASKS if len(names) > 1 else self.task(numbers[0])) if texts else {}
+        found = {}
+        for name, text in texts.items():
+            number = names[name]
+            try:
+                marker = json.loads(text)
+                entries = marker["files"].items()
+                if all(sizes[f"{self.task(number)}/{n}"][0] == entry["bytes"] for n, entry in entries):
+                    found[number] = marker
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return found
 
     def read_done(self, number: int) -> dict[str, Any] | None:
         """The marker of a finished task; None where it is not done, or its files do not fit its marker."""
-        folder = self.task(number)
-        try:
-            marker = json.loads((folder / DONE_NAME).read_text())
-            files = marker["files"].items()
-            sizes_fit = all((folder / name).stat().st_size == entry["bytes"] for name, entry in files)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return marker if sizes_fit else None
+        return self.markers([number]).get(number)
+
+    def present(self) -> set[int]:
+        """Tasks that claim to be finished, whether their files fit or not."""
+        if isinstance(self.store, FolderStore):
+            folder = self.store.path / TASKS
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            return {int(name) for name in names if NUMBER.fullmatch(name)}
+        matches = (MARKER.fullmatch(name) for name in self.store.files(TASKS))
+        return {int(match[1]) for match in matches if match}
 
     def set_aside(self, number: int) -> None:
         """Remove a finished task that does not verify, so that it is done again."""
-        aside = self.new_partial(number)
-        os.rename(self.task(number), aside / "broken")
-        shutil.rmtree(aside)
+        if isinstance(self.store, FolderStore):
+            aside = self.new_partial(number)
+            os.rename(self.store.path / self.task(number), aside / "broken")
+            shutil.rmtree(aside)
+        else:
+            # Without its marker it does not count; the others are overwritten by files of the same names.
+            self.store.remove([f"{self.task(number)}/{DONE_NAME}"])
 
-    def failure(self, number: int) -> dict[str, Any] | None:
-        """Why a task failed; None where it did not."""
-        path = self.failures / f"{number:05d}.json"
-        try:
-            return dict(json.loads(path.read_text()))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {"reason": f"{path} is damaged", "shard": "", "size": -1}
+    def failures(self) -> dict[int, dict[str, Any]]:
+        """Why tasks failed."""
+        numbers = {
+            name: int(match[1]) for name in self.store.files(FAILED) if (match := FAILURE.fullmatch(name))
+        }
+        found = {}
+        for name, text in self.store.read_many(list(numbers)).items():
+            try:
+                found[numbers[name]] = dict(json.loads(text))
+            except ValueError:
+                reason = f"{self.address(name)} is damaged"
+                found[numbers[name]] = {"reason": reason, "shard": "", "size": -1}
+        return found
 
     def fail(self, number: int, shard: Shard, reason: str) -> None:
         """Record that a task cannot be done."""
-        with atomic_write(self.failures / f"{number:05d}.json") as file:
-            json.dump({"reason": reason, "shard": shard.label, "size": shard.size}, file, indent=1)
+        text = json.dumps({"reason": reason, "shard": shard.label, "size": shard.size}, indent=1)
+        self.store.write(f"{FAILED}/{number:05d}.json", text.encode())
 
     def clear_failure(self, number: int) -> None:
         """Forget a failure, so that the task is tried again."""
-        (self.failures / f"{number:05d}.json").unlink(missing_ok=True)
+        self.store.remove([f"{FAILED}/{number:05d}.json"])
 
 
 def file_entries(folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.ingest.recipe import InputSection, KeepSection
 from data_pipeline.records import MAX_TEXT_TOKENS
@@ -122,9 +122,10 @@ class TokenizeRecipe(Section):
     near_duplicates: int | None = Field(default=3, ge=0, le=7)
     compute: ComputeSection = ComputeSection()
 
-    @model_validator(mode="after")
-    def _classes_rise(self) -> TokenizeRecipe:
-        sides = [c.resolution for c in self.classes]
+    @field_validator("classes")
+    @classmethod
+    def _classes_rise(cls, classes: list[ClassSection]) -> list[ClassSection]:
+        sides = [c.resolution for c in classes]
         if sides != sorted(set(sides)):
-            raise ValueError(f"classes must be distinct and in rising resolution, found {sides}")
-        return self
+            raise ValueError(f"must be distinct and in rising resolution, found {sides}")
+        return classes

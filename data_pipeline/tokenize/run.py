@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +14,18 @@ from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, read_shard
 from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
 from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
+from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.captions import load_text_tokenizer_or_refuse, text_tokenizer_hash, train_and_save
 from data_pipeline.tokenize.encoder import describe_tokenizer
 from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from data_pipeline.tokenize.workers import work_here, work_in_processes
-from foundation.errors import DataError, Problems, RecipeError
-from foundation.files import atomic_write, commit_folder
+from foundation.errors import DataError, Problems, RecipeError, UserError
 from foundation.progress import say, track
 
 FREE_KEYS = frozenset({"compute"})  # may differ between runs: they do not change what is written
-TEXT_FOLDER = "text_tokenizer"
+SLICE = re.compile("[0-9]+/[0-9]+")
+TEXT_FOLDER, TEXT_FILE = "text_tokenizer", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,17 @@ def run_tokenize(recipe: TokenizeRecipe, part: Slice | None = None) -> None:
     Raises:
         RecipeError: the recipe cannot be carried out, or the output belongs to another one.
         DataError: no input, or tasks that failed; the other tasks are done all the same.
+        PlaceUnusable: the output's disk is full, or cannot be written.
     """
+    with writing_to(recipe.output):
+        _run(recipe, part)
+
+
+def _run(recipe: TokenizeRecipe, part: Slice | None) -> None:
     tokenizer = describe_tokenizer(recipe)
     _check(recipe, tokenizer)
     folder = DatasetFolder(recipe.output)
-    claim_folder(folder.root, recipe, MANIFEST_NAME, FREE_KEYS)
+    claim_folder(recipe.output, recipe, MANIFEST_NAME, FREE_KEYS)
     plan = _plan(recipe, folder, tokenizer)
     folder.sweep()
     numbers = range(len(plan.shards)) if part is None else range(part.index, len(plan.shards), part.count)
@@ -88,10 +94,13 @@ def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerMan
     shards = list_shards(recipe.input)
     plan = folder.read_plan()
     if plan is None:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder.root / RECORD_NAME) as file:
-            file.write(recipe_record(recipe))
-        name, text = _text_tokenizer(recipe, folder, shards)
+        folder.store.write(RECORD_NAME, recipe_record(recipe).encode())
+        try:
+            name, text = _text_tokenizer(recipe, folder, shards)
+        except UserError:
+            # Nothing is begun: the folder is free for a recipe that can be carried out.
+            folder.store.remove([RECORD_NAME])
+            raise
         plan = Plan(
             shards=tuple(shards),
             tokenizer=tokenizer,
@@ -127,18 +136,17 @@ def _text_tokenizer(recipe: TokenizeRecipe, folder: DatasetFolder, shards: list[
     if section.train is None:
         assert section.name is not None
         return section.name, load_text_tokenizer_or_refuse(section.name)
-    final = folder.root / TEXT_FOLDER
-    if not final.exists():
+    if folder.store.read(f"{TEXT_FOLDER}/{TEXT_FILE}") is None:
         say(f"Training a text tokenizer of up to {section.train.vocab_size} entries on the captions")
-        working = folder.root / f".{TEXT_FOLDER}.{uuid.uuid4().hex[:8]}.partial"
+        working = folder.store.scratch(TEXT_FOLDER)
         try:
             train_and_save(_captions(recipe, shards), section.train.vocab_size, working)
-            commit_folder(working, final)
+            folder.store.commit(working, TEXT_FOLDER, TEXT_FILE)
         except FileExistsError:
             say("Another process has trained the text tokenizer meanwhile")
         finally:
-            shutil.rmtree(working, ignore_errors=True)
-    return TEXT_FOLDER, load_text_tokenizer_or_refuse(str(final))
+            remove_scratch(working)
+    return TEXT_FOLDER, load_text_tokenizer_or_refuse(str(folder.store.local(TEXT_FOLDER)))
 
 
 def _captions(recipe: TokenizeRecipe, shards: list[Shard]) -> Iterator[str]:
@@ -155,18 +163,20 @@ def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[in
     """Tasks to do, and tasks that failed earlier on the very same shard."""
     missing: list[int] = []
     failed: dict[int, str] = {}
+    markers, failures, present = folder.markers(numbers), folder.failures(), folder.present()
     for number in numbers:
-        marker = folder.read_done(number)
-        if marker is not None:
-            if marker["shard_bytes"] != plan.shards[number].size:
+        size = plan.shards[number].size
+        if number in markers:
+            if markers[number]["shard_bytes"] != size:
+                where = folder.address(folder.task(number))
                 label = plan.shards[number].label
-                failed[number] = f"{label} has changed since; to do it anew, remove {folder.task(number)}"
+                failed[number] = f"{label} has changed since; to do it anew, remove {where}"
             continue
-        if folder.task(number).exists():
+        if number in present:
             say(f"task {number:05d} does not verify and is done again")
             folder.set_aside(number)
-        failure = folder.failure(number)
-        if failure and failure["size"] == plan.shards[number].size:
+        failure = failures.get(number)
+        if failure and failure["size"] == size:
             failed[number] = f"{failure['reason']} (failed earlier)"
         else:
             missing.append(number)
@@ -188,6 +198,6 @@ def parse_slice(text: str | None) -> Slice | None:
     if text is None:
         return None
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (SLICE.fullmatch(text) and int(index) < int(count)):
         raise RecipeError(f"--slice {text}: expected I/N with 0 <= I < N, for example --slice 3/16")
     return Slice(int(index), int(count))

@@ -31,7 +31,6 @@ from data_pipeline.tokenize.folder import DONE_NAME, DatasetFolder, Plan, file_e
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from data_pipeline.tokenize.writer import Source, TaskWriter
 from foundation.errors import DataError
-from foundation.files import commit_folder
 from foundation.provenance import package_version
 
 DECODE_WINDOW_PER_WORKER = 8
@@ -78,19 +77,10 @@ class TaskRunner:
         try:
             marker = _Task(self, shard, working).run()
             (working / DONE_NAME).write_text(json.dumps(marker, indent=1, sort_keys=True) + "\n")
-            self._commit(working, number)
+            self.folder.commit(working, number)
         finally:
             shutil.rmtree(working, ignore_errors=True)
         return marker
-
-    def _commit(self, working: Path, number: int) -> None:
-        try:
-            commit_folder(working, self.folder.task(number))
-        except OSError:
-            # Somebody else was given the same task and was first; what they wrote is what we wrote.
-            if self.folder.read_done(number) is None:
-                raise
-        self.folder.clear_failure(number)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import queue
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.ingest.kept import KeptRows
+from data_pipeline.ingest.storage import StoreUnreachable
+from data_pipeline.store import writing_to
 from data_pipeline.tokenize.captions import CaptionCounter, load_text_tokenizer_or_refuse
 from data_pipeline.tokenize.decoding import leave_interrupts_to_the_parent
 from data_pipeline.tokenize.encoder import Encoder
@@ -50,7 +51,8 @@ class Workshop:
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(recipe.compute.decoders, context, leave_interrupts_to_the_parent)
             decoders = self.stack.enter_context(pool)
-        name = str(Path(recipe.output) / text.name) if text.inside else text.name
+        self.folder = DatasetFolder(recipe.output)
+        name = str(self.folder.store.local(text.name)) if text.inside else text.name
         counter = CaptionCounter(load_text_tokenizer_or_refuse(name), recipe.captions.max_tokens)
         encoder = Encoder(recipe.tokenizer, recipe.dtype, _device(recipe.compute.device, self.place))
         kept = KeptRows(recipe.keep) if recipe.keep else None
@@ -61,11 +63,18 @@ class Workshop:
         self.stack.close()
 
     def attempt(self, number: int) -> str | None:
-        """Do a task; the reason where its data do not allow it, which is recorded too."""
+        """Do a task; the reason where its data do not allow it, which is recorded too.
+
+        Raises:
+            StoreUnreachable: a store does not answer, which is not the shard's fault.
+            OSError: nothing can be written.
+        """
         try:
             self.runner.run(number)
+        except StoreUnreachable:
+            raise
         except UserError as error:
-            DatasetFolder(self.recipe.output).fail(number, self.plan.shards[number], str(error))
+            self.folder.fail(number, self.plan.shards[number], str(error))
             return str(error)
         return None
 
@@ -84,6 +93,7 @@ def work_in_processes(
 
     Raises:
         WorkerDied: a worker was killed.
+        UserError: what ended a worker, other than the data of its task.
     """
     # Not fork: the parent has threads of DuckDB and torch, and a GPU's context does not survive it.
     context = multiprocessing.get_context("spawn")
@@ -109,7 +119,10 @@ def work_in_processes(
 def _next_outcome(outcomes: Any, workers: list[Any]) -> tuple[int, str | None]:
     while True:
         try:
-            number, reason = outcomes.get(timeout=POLL_SECONDS)
+            outcome = outcomes.get(timeout=POLL_SECONDS)
+            if isinstance(outcome, UserError):
+                raise outcome
+            number, reason = outcome
             return int(number), reason
         except queue.Empty:
             dead = [worker.exitcode for worker in workers if worker.exitcode]
@@ -126,7 +139,7 @@ def _work(
 ) -> None:
     parent = multiprocessing.parent_process()
     try:
-        with Workshop(recipe, plan, place) as workshop:
+        with writing_to(recipe.output), Workshop(recipe, plan, place) as workshop:
             # Whoever's parent was killed stops, instead of going on unseen.
             while parent is not None and parent.is_alive():
                 with taken.get_lock():
@@ -137,6 +150,8 @@ def _work(
                 outcomes.put((missing[turn], workshop.attempt(missing[turn])))
     except KeyboardInterrupt:
         return
+    except UserError as error:
+        outcomes.put(error)
 
 
 def _device(kind: str, place: int) -> str:

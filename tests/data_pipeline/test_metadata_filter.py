@@ -280,3 +280,36 @@ RECIPES = [*sorted(Path("configs/data/filters").glob("*.yaml")), Path("configs/q
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_published_recipes_load(path):
     assert load_recipe(FilterRecipe, path).rules
+
+
+def test_a_misspelled_rule_and_a_bad_join_are_reported_together(tmp_path):
+    """With the nearest valid name, and although other keys are wrong, too."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "sources: [a.parquet]\noutput: out\ncaption: best\n"
+        "rules:\n  - {rule: scores, column: aesthetic, min: 5}\n  - {rule: xyz}\n"
+        "joins:\n  - {files: [b.parquet], by: uidd, columns: {urls: u}}\n"
+    )
+    with pytest.raises(RecipeError) as error:
+        load_recipe(FilterRecipe, path)
+    message = str(error.value)
+    assert "unknown rule 'scores' (did you mean 'score'?)" in message
+    assert "unknown rule 'xyz' (valid rules: " in message
+    assert "urls cannot be joined" in message and "4 problems" not in message and "5 problems" in message
+
+
+def test_a_language_rule_reads_the_column_and_says_when_there_is_none(tmp_path):
+    rows = {"url": list("abcd"), "LANGUAGE": ["en", "EN", "de", None]}
+    pq.write_table(pa.table(rows), tmp_path / "with.parquet")
+    pq.write_table(pa.table({"url": list("efgh")}), tmp_path / "without.parquet")
+    values = {"rules": [{"rule": "language", "allow": ["en"]}], "output": str(tmp_path / "out")}
+    both = values | {"sources": [str(tmp_path / "*.parquet")]}
+    run_filter(FilterRecipe.model_validate(both))
+    assert pq.read_table(tmp_path / "out" / "kept.parquet")["url"].to_pylist() == ["a", "b"]
+    with pytest.raises(RecipeError, match=r"language in en.*no source has the column 'language'") as error:
+        run_filter(
+            FilterRecipe.model_validate(
+                values | {"sources": [str(tmp_path / "without.parquet")], "output": str(tmp_path / "none")}
+            )
+        )
+    assert "joins" in str(error.value)

@@ -1,16 +1,12 @@
 """Metadata and image shards on S3: an S3 server of moto's on loopback, in its own process."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from photo_shards import write_shards
+from s3_server import SECRET, s3_environment, s3_server
 
 from data_pipeline.ingest.kept import KeptRows
 from data_pipeline.ingest.recipe import InputSection, KeepSection
@@ -20,42 +16,15 @@ from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
 from foundation.errors import DataError
 
-SECRET = "not-a-real-secret-9f2c"
-
 
 @pytest.fixture(scope="module")
 def bucket():
     """Address of an empty bucket; the environment leads S3 clients to the server."""
     import s3fs
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = Path(sys.executable).with_name("moto_server")
-    server = subprocess.Popen(
-        [str(script), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    try:
-        for _ in range(300):
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
+    with s3_server() as port, s3_environment(port):
         s3fs.S3FileSystem().mkdir("data")
         yield "s3://data"
-    finally:
-        server.terminate()
-        server.wait()
-        patch.undo()
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_filter_reads_from_s3_and_says_no_secret(bucket, tmp_path, capsys):

@@ -285,7 +285,7 @@ def test_no_shards_an_empty_shard_and_an_unfinished_one(work):
 
 def test_two_workers_with_the_same_task(work, monkeypatch):
     """The second finds the task committed when it comes to commit its own: it gives way."""
-    from data_pipeline.tokenize import task as module
+    from data_pipeline import store as module
 
     real = module.commit_folder
 

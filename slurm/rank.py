@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.recipe.exists():
         # Not the recipe's fault: it was there when the job was submitted.
         say(f"bitdance: bad node {os.environ.get('SLURMD_NODENAME', '?')}: it sees no {options.recipe}")
-        return ExitCode.DONE
+        return ExitCode.REQUEUE
     try:
         recipe = find_run(load_recipe(StageRecipe, options.recipe, options.overrides))
     except UserError as error:

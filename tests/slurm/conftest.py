@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "slurm"), str(ROOT / "tests" / "trainer")]
-from slurm_runs import Lab  # noqa: E402
+from slurm_runs import Lab, Run  # noqa: E402
 from small_cluster import Cluster, why_not  # noqa: E402
 from small_stage import make_inputs  # noqa: E402
 
@@ -34,6 +34,14 @@ def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("lab")
     make_inputs(folder)
     return Lab(cluster, folder)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(lab: Lab) -> Run:
+    """A run of two nodes from beginning to end."""
+    run = lab.submit("undisturbed")
+    run.wait_for_end()
+    return run
 
 
 @pytest.fixture

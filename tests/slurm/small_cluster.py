@@ -110,6 +110,7 @@ class Cluster:
     def __post_init__(self) -> None:
         self._tag = f"{PREFIX}{os.getpid()}"
         self._network = f"10.{180 + os.getpid() // 250 % 60}.{os.getpid() % 250}"
+        self._hidden: set[str] = set()  # nodes that see less than the others
         self._controller: subprocess.Popen[bytes] | None = None
         self._munged: subprocess.Popen[bytes] | None = None
         names = [f"n{number}" for number in range(1, self.count + 1)]
@@ -174,8 +175,11 @@ class Cluster:
         for name, node in self.nodes.items():
             if self.namespaces:
                 self.set_link(name, up=True)
+            if name in self._hidden:
+                self._end_node(node)
             if node.process is None:
                 self.start_node(name)
+        self._hidden.clear()
         idle = dict.fromkeys(self.nodes, "IDLE")
         wait_until(lambda: self.states() == idle, 60, "idle nodes")
 
@@ -208,6 +212,18 @@ class Cluster:
         assert self.namespaces
         # The bridge's end of the cable: what runs on the node goes on and sees nobody.
         ip("link", "set", f"{self._tag}{name}", "up" if up else "down")
+
+    def hide(self, name: str, folder: Path) -> None:
+        """On one node, a folder of the shared file system is no longer mounted (namespaces only)."""
+        first = descendants(self._process(name).pid)[0]
+        command = ["nsenter", f"--target={first}", "--mount", "mount", "-t", "tmpfs", "none"]
+        subprocess.run([*command, str(folder)], check=True)
+        self._hidden.add(name)
+
+    def _process(self, name: str) -> subprocess.Popen[bytes]:
+        process = self.nodes[name].process
+        assert process is not None
+        return process
 
     def processes(self, name: str, words: str) -> list[int]:
         """Processes on a node whose command line contains ``words`` (as this machine numbers them)."""

@@ -2,16 +2,7 @@
 
 import time
 
-import pytest
 from slurm_runs import STEPS, Lab, Run
-
-
-@pytest.fixture(scope="session")
-def undisturbed(lab: Lab) -> Run:
-    """A run of two nodes from beginning to end."""
-    run = lab.submit("undisturbed")
-    run.wait_for_end()
-    return run
 
 
 def test_a_submitted_run_of_two_nodes_ends_with_its_export(undisturbed: Run) -> None:

@@ -72,13 +72,24 @@ def class_conditional_from_file(content: Mapping[str, Any], where: str) -> Class
     if not isinstance(state, Mapping):
         raise ValueError(f"{where}: a {type(state).__name__}; expected a dictionary of tensors by name")
     tensors = tensors_of({k: v for k, v in state.items() if not str(k).startswith(TOKENIZER)}, where)
-    frozen = {k.removeprefix(TOKENIZER): v for k, v in state.items() if str(k).startswith(TOKENIZER)}
+    frozen = _frozen_tokenizer(content)
     tokenizer = tokenizer_from_state(frozen, f"{where}, {TOKENIZER}*") if frozen else None
     specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in tensors.items()}
     down_size = tokenizer.config.downsample if tokenizer else ClassConditionalConfig.down_size
     config = infer_class_conditional_config(specs, down_size, where)
     check_class_conditional_specs(specs, config, where)
     return ClassConditionalWeights(config, tensors, tokenizer)
+
+
+def _frozen_tokenizer(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries under `vae.` without that prefix; it is not trained, so an average may have left it out."""
+    for name in STATES:
+        state = content.get(name)
+        if isinstance(state, Mapping):
+            found = {k.removeprefix(TOKENIZER): v for k, v in state.items() if str(k).startswith(TOKENIZER)}
+            if found:
+                return found
+    return {}
 
 
 def class_conditional_from_folder(folder: Path) -> ClassConditionalWeights:

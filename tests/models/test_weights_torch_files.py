@@ -60,6 +60,13 @@ def test_without_an_average_the_model_is_taken(tmp_path: Path) -> None:
     cases.assert_same(load_class_conditional(tmp_path / "ours"), model)
 
 
+def test_an_average_without_the_frozen_tokenizer_takes_the_models(tmp_path: Path) -> None:
+    model, tokenizer = cases.class_conditional(), cases.binary_tokenizer()
+    torch.save({"model": published(model, tokenizer), "ema": published(model, None)}, tmp_path / "b.pt")
+    write_folder(open_weights(tmp_path / "b.pt"), tmp_path / "ours")
+    cases.assert_same(load_tokenizer(tmp_path / "ours"), tokenizer)
+
+
 def test_faults_of_a_class_conditional_file_are_listed(tmp_path: Path) -> None:
     state = published(cases.class_conditional(), None)
     del state["layers.1.attention.wo.weight"]

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from trainer.recipe import OptimizerSection, ZeroSection
 from trainer.zero_state import ZeroState
@@ -54,6 +55,11 @@ def start_distributed(extensions_folder: Path) -> None:
     deepspeed.init_distributed(
         dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE_TIMEOUT
     )
+
+
+def set_collective_timeout(timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
+    """How long a collective of training may wait for the other ranks before it counts as failed."""
+    _set_pg_timeout(timeout, dist.group.WORLD)
 
 
 def stop_distributed() -> None:

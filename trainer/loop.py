@@ -55,7 +55,7 @@ def train(stage: Stage) -> ExitCode:
 
         progress.step += 1
         progress.seconds += time.monotonic() - started
-        stage.watchdog.step_done()
+        stage.step_done()
         stage.log_step(batch, means, report, lr, time.monotonic() - started, reason)
         if stage.guard.wants_rewind:
             _rewind(stage)
@@ -94,7 +94,7 @@ def _rewind(stage: Stage) -> None:
 
 def _stop(stage: Stage) -> ExitCode:
     """Save and leave, to be started again."""
-    stage.watchdog.stop()
+    stage.end_steps()
     stage.save()
     stage.checkpoints.wait()
     step = stage.progress.step
@@ -106,7 +106,7 @@ def _stop(stage: Stage) -> ExitCode:
 
 def _finish(stage: Stage) -> ExitCode:
     """Save the last state, then export it."""
-    stage.watchdog.stop()
+    stage.end_steps()
     if stage.saved_step != stage.progress.step:
         stage.save()
     stage.checkpoints.wait()

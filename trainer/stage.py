@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from trainer.agreement import StepReport
 from trainer.averaging import WeightAverage
 from trainer.checkpoint import Checkpoints
 from trainer.costs import sample_cost
-from trainer.engine import Engine, build_module
+from trainer.engine import Engine, build_module, set_collective_timeout
 from trainer.export import parent_of
 from trainer.flat_shards import FlatShard, shards_of
 from trainer.guard import Guard
@@ -104,7 +105,7 @@ class Stage:
             fetch_newest(run, recipe.checkpoints)
         self.restore()
         self.loader = StepLoader(self.plan, self._encode, tokens, config.head, self.rank)
-        self.watchdog = Watchdog(recipe.watchdog)
+        self.watchdog, self._in_step = Watchdog(recipe.watchdog), False
         self.meter = StepMeter(run, recipe, self.cost, self.ranks, speaks=self.rank == 0)
         self.metrics = MetricsLog(run, recipe, self.progress.step) if self.rank == 0 else None
         sampled = recipe.samples if self.rank == 0 else None
@@ -161,6 +162,18 @@ class Stage:
         lora = self.recipe.model.lora
         if lora is not None and lora.dropout:
             seed_dropout(self.recipe.seed, self.progress.step, self.rank, micro_step)
+
+    def step_done(self) -> None:
+        """A step has ended; after the first one (it compiles, fills caches) ranks wait less for others."""
+        self.watchdog.step_done()
+        if not self._in_step:
+            self._in_step = True
+            set_collective_timeout(timedelta(minutes=self.recipe.watchdog.at_least_minutes))
+
+    def end_steps(self) -> None:
+        """No more steps: what comes now may take its time."""
+        self.watchdog.stop()
+        set_collective_timeout()
 
     def average_weights(self) -> None:
         """Move the average of the weights, where the recipe keeps one, after a step was taken."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "slurm"), str(ROOT / "tests" / "trainer")]
+sys.path[:0] = [str(ROOT / "tests" / room) for room in ("slurm", "trainer", "data_pipeline")]
 from slurm_runs import Lab, Run  # noqa: E402
 from small_cluster import Cluster, why_not  # noqa: E402
 from small_stage import make_inputs  # noqa: E402

@@ -64,6 +64,7 @@ JobCompType=jobcomp/filetxt
 JobCompLoc={base}/jobcomp.txt
 AccountingStorageType=accounting_storage/none
 MailProg=/bin/true
+PropagatePrioProcess=1
 GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace} \
@@ -370,7 +371,13 @@ def remove_leftovers() -> None:
 
 
 def die_with_parent() -> None:
-    """In a child, before it starts its program: a killed test run leaves no daemon behind."""
+    """In a child, before it starts its program: a killed test run leaves no daemon behind.
+
+    As root it also goes before the processes that train: a daemon that answers late because the cores are
+    busy is taken for dead, and what Slurm told it is told again, which may hit the job's next start.
+    """
+    if os.geteuid() == 0:
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

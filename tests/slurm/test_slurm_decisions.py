@@ -1,0 +1,169 @@
+"""What is decided without a cluster: after a start's end, about nodes, and how Slurm's words are read."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from foundation.errors import ExitCode
+from slurm.after import Decision, Start, decide, run_of, this_start
+from slurm.checks import gpus_of, node_range, seconds_of
+from slurm.controller import fields
+from slurm.follow import duration, last_line
+from slurm.history import JobFolder
+from slurm.node_checks import Limits, Report, appears
+from slurm.preflight import compare_facts, judge
+from slurm.script import SCRIPTS, fill_in
+from trainer.run_folder import RunFolder, take_start
+
+
+def end(path: Path, code: int, log: str = "", restart: int = 0) -> Decision:
+    run = RunFolder(path)
+    run.starts.mkdir(parents=True, exist_ok=True)
+    return decide(Start(7, restart, "n[1-2]", code), log, run, JobFolder.of_run(path))
+
+
+@pytest.mark.parametrize(
+    ("code", "again"), [(0, False), (65, False), (78, False), (75, True), (70, True), (137, True), (1, True)]
+)
+def test_which_ends_are_final(tmp_path: Path, code: int, again: bool) -> None:
+    assert end(tmp_path, code).again is again
+
+
+def test_bad_nodes_are_those_that_this_start_has_named(tmp_path: Path) -> None:
+    log = tmp_path / "7.log"
+    log.write_text(
+        "bitdance: start 0 of job 7\nbitdance: bad node n1: old\n"
+        "bitdance: start 1 of job 7\nnoise\nbitdance: bad node n2: 0.1 GB are free in /tmp, 2 are needed\n"
+    )
+    decision = end(tmp_path, 75, this_start(str(log)))
+    assert decision.again and decision.without == ("n2",)
+    assert decision.why == "n2: 0.1 GB are free in /tmp, 2 are needed"
+
+
+def test_three_starts_without_progress_are_the_last(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.starts.mkdir()
+    for _ in range(3):
+        assert end(tmp_path, 137).again
+        take_start(run, 0, 2)
+    assert not end(tmp_path, 137).again
+
+
+def test_ends_before_the_first_step_are_counted_too(tmp_path: Path) -> None:
+    history = JobFolder.of_run(tmp_path)
+    for _ in range(2):
+        assert end(tmp_path, 1).again
+        history.note("end", 7, code=1, step=0)
+    assert end(tmp_path, 75).again  # saved: that is no failure
+    decision = end(tmp_path, 1)
+    assert not decision.again and decision.code == ExitCode.BUG
+
+
+def test_a_command_is_run_again_five_times() -> None:
+    assert decide(Start(7, 4, "n1", 137), "", None, None).again
+    assert not decide(Start(7, 5, "n1", 137), "", None, None).again
+    assert not decide(Start(7, 0, "n1", 70), "", None, None).again
+
+
+def test_the_run_is_known_though_the_recipe_is_of_another_version(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("run: runs/a\nunheard_of: 1\n")
+    assert run_of(str(recipe), []) == Path("runs/a")
+    assert run_of(str(recipe), ["steps=3", "run=runs/b"]) == Path("runs/b")
+    assert run_of(str(tmp_path / "none.yaml"), []) is None
+
+
+def reports(**facts: list[str]) -> list[Report]:
+    count = len(next(iter(facts.values())))
+    return [Report(f"n{i}", i, facts={key: facts[key][i] for key in facts}) for i in range(count)]
+
+
+def test_the_node_that_differs_is_blamed() -> None:
+    found = reports(python=["3.11", "3.12", "3.11"], packages=["a 1, b 2", "a 1, b 2", "a 1, b 3"])
+    compare_facts(found)
+    verdict = judge(found, ["n0", "n1", "n2"], "")
+    assert verdict.bad == {
+        "n1": ["python is 3.12 there, 3.11 on the others"],
+        "n2": ["it has other versions than the others: b 3"],
+    }
+    assert verdict.code == ExitCode.REQUEUE
+
+
+def test_what_all_nodes_say_is_not_the_nodes_fault() -> None:
+    found = [Report(f"n{i}", i, ["it sees no data"]) for i in range(3)]
+    assert judge(found, ["n0", "n1", "n2"], "").code == ExitCode.RECIPE
+    assert judge(found[:1], ["n0"], "").code == ExitCode.REQUEUE  # one node cannot tell
+    assert judge(found[:2], ["n0", "n1", "n2"], "").code == ExitCode.REQUEUE
+
+
+def test_a_file_of_another_node_is_waited_for(tmp_path: Path) -> None:
+    assert not appears(tmp_path / "none", 0.3)
+    assert not appears(tmp_path / "none" / "deeper", 5)
+    started = time.monotonic()
+    subprocess.Popen(["sh", "-c", f"sleep 0.5; touch {tmp_path}/token"])
+    assert appears(tmp_path / "token", 10) and time.monotonic() - started < 5
+
+
+def test_limits_have_an_option_each() -> None:
+    example = (SCRIPTS / "site.example.env").read_text()
+    for option in re.findall(r"--(m[a-z-]+) ", example.partition("PREFLIGHT_OPTIONS")[2].splitlines()[0]):
+        assert hasattr(Limits(), option.replace("-", "_"))
+
+
+def test_scontrol_is_read_with_spaces_in_values() -> None:
+    line = "JobId=7 JobName=a b=c d NodeList=n[1-2] Reason=Node Fail Gres=gpu:h100:8(S:0-1)"
+    read = fields(line.replace("b=c ", ""))
+    assert read == {
+        "JobId": "7",
+        "JobName": "a d",
+        "NodeList": "n[1-2]",
+        "Reason": "Node Fail",
+        "Gres": "gpu:h100:8(S:0-1)",
+    }
+    assert gpus_of(read) == 8 and gpus_of({"Gres": "gpu:4,shard:8"}) == 4 and gpus_of({}) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("2:30", 150), ("1:00:00", 3600), ("2-12", 216000), ("1-00:30:00", 88200)],
+)
+def test_times_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
+    assert seconds_of(text) == seconds
+    assert seconds_of("UNLIMITED") is None
+
+
+def test_numbers_of_nodes() -> None:
+    assert node_range("4") == (4, 4) and node_range("2-4") == (2, 4)
+    assert node_range("4-2") is None and node_range("0") is None and node_range("all") is None
+
+
+def test_a_script_is_filled_in(tmp_path: Path) -> None:
+    options = {"partition": "main", "gpus-per-node": None, "comment": "a b", "exclusive": "", "nodes": "3"}
+    text = fill_in("train.sbatch", options, "PYTHON=/x/python\n")
+    lines = text.splitlines()
+    assert "#SBATCH --partition=main" in lines and "#SBATCH --comment='a b'" in lines
+    assert "#SBATCH --exclusive" in lines and "#SBATCH --nodes=3" in lines
+    assert "#SBATCH --gpus-per-node" not in text and "# SITE" not in text
+    assert "slurm/site.env ]" not in text and "PYTHON=/x/python" in lines
+    path = tmp_path / "script"
+    path.write_text(text)
+    assert os.system(f"bash -n {path}") == 0
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    last_option = max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
+    assert last_option < first_command  # sbatch reads no further
+
+
+def test_the_last_line_of_a_long_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_line(path) == {}
+    path.write_text("".join(json.dumps({"step": n, "x": "y" * 100}) + "\n" for n in range(2000)) + '{"ste')
+    assert last_line(path)["step"] == 1999
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (8, 250, 7500, 273600)] == ["8 s", "4 min 10 s", "2 h 05 min", "3 d 4 h"]

@@ -26,7 +26,7 @@ def add_adapters(model: TextToImageModel, lora: LoraSection) -> None:
 
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  (peft says int and only divides it)
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int, and only divides it by r
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
     )

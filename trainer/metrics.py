@@ -65,7 +65,7 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,9 @@
 """Whole runs of `bitdance train` in real processes: resume, other numbers of ranks, signals, hand-off."""
 
 import json
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "trainer"))
 from small_stage import make_inputs, write_recipe  # noqa: E402
-from whole_runs import COMPUTED, bitdance, computed, events, metrics, start, wait_until, weights  # noqa: E402
+from whole_runs import (  # noqa: E402
+    COMPUTED,
+    bitdance,
+    computed,
+    events,
+    kill_at_random,
+    metrics,
+    start,
+    wait_until,
+    weights,
+)
 
 STEPS = 24
 KILLS = 3
@@ -48,28 +56,17 @@ def test_undisturbed_run_leaves_what_a_run_should(undisturbed: Path) -> None:
 def test_killed_at_any_moment_a_run_ends_in_the_same_bits(inputs: Path, undisturbed: Path) -> None:
     run = inputs / "killed"
     recipe = write_recipe(inputs, "killed.yaml", run=str(run), **CHANGES)
-    moments = random.Random(0)
-    for kill in range(KILLS):
-        process = start("train", str(recipe), "--despite-no-progress")
-        first = len(metrics(run))
-        if kill == 0:  # inside a save
-            wait_until(lambda: any((run / "checkpoints").glob("*.partial-*")), process)
-        else:
-            wait_until(lambda first=first: len(metrics(run)) > first, process)  # type: ignore[misc]
-            time.sleep(moments.uniform(0, 3))
-        process.kill()  # its ranks go with it
-        process.communicate()
-    done = bitdance("train", str(recipe), "--despite-no-progress")
-    assert done.returncode == 0, done.stdout
+    kill_at_random(recipe, run, KILLS)
     assert computed(run) == computed(undisturbed)
     assert weights(run) == weights(undisturbed)
 
 
 def test_other_ranks_and_stages_go_on_with_the_same_curve(inputs: Path, undisturbed: Path) -> None:
-    """1 rank, then 4, then 2, under ZeRO-0, 2 and 1; ended by signals in between, with exit code 75."""
+    """2 ranks, then 1, 4 and 2, under ZeRO-3, 0, 2 and 1; ended by signals in between, with exit code 75."""
     run = inputs / "elastic"
     recipe = write_recipe(inputs, "elastic.yaml", run=str(run), **CHANGES)
-    for processes, stage, until, number in ((1, 0, 6, signal.SIGTERM), (4, 2, 12, signal.SIGUSR1)):
+    ends = ((2, 3, 4, signal.SIGINT), (1, 0, 9, signal.SIGTERM), (4, 2, 14, signal.SIGUSR1))
+    for processes, stage, until, number in ends:
         process = start(
             "train", str(recipe), "--set", f"world.processes={processes}", "--set", f"zero.stage={stage}"
         )
@@ -80,7 +77,7 @@ def test_other_ranks_and_stages_go_on_with_the_same_curve(inputs: Path, undistur
         assert f"Stopped by {number.name}" in output
     done = bitdance("train", str(recipe), "--set", "zero.stage=1")
     assert done.returncode == 0, done.stdout
-    assert [event["ranks"] for event in events(run, "started")] == [1, 4, 2]
+    assert [event["ranks"] for event in events(run, "started")] == [2, 1, 4, 2]
     for ours, theirs in zip(metrics(run), metrics(undisturbed), strict=True):
         for key in COMPUTED:
             assert ours.get(key) == pytest.approx(theirs.get(key), rel=1e-5 if key != "grad_norm" else 1e-4)

@@ -1,4 +1,8 @@
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,8 @@ from trainer import metrics
 from trainer.metrics import MetricsLog, read_lines
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -55,3 +61,37 @@ def test_disabled_wandb_is_not_asked(
 ) -> None:
     monkeypatch.setattr(metrics, "_wandb_reachable", lambda: pytest.fail("W&B was asked"))
     MetricsLog(RunFolder(tmp_path), recipe, 0).close()
+
+
+def test_wandb_without_a_login_goes_on_offline_for_real(tmp_path: Path) -> None:
+    """W&B itself, in a process without a key, and a server that would be there."""
+    write_recipe(tmp_path, metrics={"wandb": "online"})
+    (tmp_path / "starts").mkdir()
+    (tmp_path / "starts" / "0001.json").write_text(json.dumps({"time": 1.0}))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+        environment |= {
+            "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+        }
+        script = (
+            "from pathlib import Path; from foundation.recipes import load_recipe\n"
+            "from trainer.metrics import MetricsLog; from trainer.recipe import StageRecipe\n"
+            "from trainer.run_folder import RunFolder\n"
+            "log = MetricsLog(RunFolder(Path('.')), load_recipe(StageRecipe, 'recipe.yaml'), 0)\n"
+            "log.write({'step': 0, 'loss': 1.0}); log.close()\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "W&B cannot be used" in done.stdout and "offline" in done.stdout
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -62,3 +63,32 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
     while not happened() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def kill_at_random(recipe: Path, run: Path, kills: int) -> None:
+    """Start a run and kill it, again and again, then let it finish; every third kill falls into a save.
+
+    Asserts that a start loses no step but those since the last commit.
+    """
+    moments, ranks_killed = random.Random(0), 0
+    while ranks_killed < kills:
+        process = start("train", str(recipe), "--despite-no-progress")
+        first = len(metrics(run))
+        if ranks_killed % 3 == 0:
+            wait_until(lambda: any((run / "checkpoints").glob("*.partial-*")), process)
+        else:
+            wait_until(lambda first=first: len(metrics(run)) > first, process)  # type: ignore[misc]
+            time.sleep(moments.uniform(0, 2))
+        assert process.poll() is None, "the run was over before it could be killed"
+        process.kill()  # its ranks go with it
+        process.communicate()
+        ranks_killed += 1
+    done = bitdance("train", str(recipe), "--despite-no-progress")
+    assert done.returncode == 0, done.stdout
+    newest = 0
+    for line in (run / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "started":
+            assert event["step"] >= newest
+        elif event["event"] == "saved":
+            newest = event["step"]

@@ -75,7 +75,9 @@ class Parameters:
 
 def count_parameters(config: TextToImageConfig, lora: LoraSection | None = None) -> Parameters:
     """Exactly, from the shapes of the model's tensors."""
-    trained, frozen, in_layer = [], [], 0
+    trained: list[int] = []
+    frozen: list[int] = []
+    in_layer = 0
     for name, spec in expected_specs(config).items():
         size, adapter = math.prod(spec.shape), adapter_sizes(name, spec.shape, lora)
         is_frozen = lora is not None and name.startswith(LLM)

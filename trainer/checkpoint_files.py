@@ -75,12 +75,7 @@ def commit(run: RunFolder, partial: Path, manifest: CheckpointManifest) -> Path:
     """
     with atomic_write(partial / MANIFEST) as file:
         json.dump(asdict(manifest), file, indent=1)
-    newest = latest_start(run)
-    if newest != manifest.start:
-        raise StaleStart(
-            f"Start {newest} of {run.path} has taken over: this one (start {manifest.start}) may save no "
-            "more."
-        )
+    refuse_stale(run, manifest.start)
     final = run.checkpoints / f"step-{manifest.step}"
     if final.exists():
         # Left over from before a damage that made the resume skip it; what is there now has been computed
@@ -93,6 +88,19 @@ def commit(run: RunFolder, partial: Path, manifest: CheckpointManifest) -> Path:
             f"A newer start of {run.path} has removed {partial}: this one may save no more."
         ) from None
     return final
+
+
+def refuse_stale(run: RunFolder, start: int) -> None:
+    """The fence: to be passed before anything is renamed to where a later start would find it.
+
+    Raises:
+        StaleStart: a newer start has taken over.
+    """
+    newest = latest_start(run)
+    if newest != start:
+        raise StaleStart(
+            f"Start {newest} of {run.path} has taken over: this one (start {start}) may save no more."
+        )
 
 
 def remove_partials(run: RunFolder) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from foundation.files import atomic_write, commit_folder, sha256_file
 from models.weights import FolderWriter, ModelSource, TensorSpec
 from trainer.adapters import merged
-from trainer.checkpoint_files import describe_file
+from trainer.checkpoint_files import StaleStart, describe_file, refuse_stale
 from trainer.engine import Engine
 from trainer.recipe import StageRecipe
 from trainer.run_folder import EXPORT_MANIFEST, RunFolder
@@ -30,16 +30,24 @@ def write_export(
     source: ModelSource,
     lineage: dict[str, Any],
     ema: dict[str, Tensor] | None,
+    start: int,
 ) -> None:
     """Gather the weights tensor by tensor and write them to `run.export`, which appears whole (collective).
 
     What is exported is the average of the weights where the recipe keeps one, in the precision trained in.
+
+    Args:
+        start: number of this start of the run.
+
+    Raises:
+        StaleStart: a newer start of the run has taken over.
     """
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
     specs = {name: TensorSpec(spec.shape, dtype) for name, spec in source.specs.items()}
-    partial = run.path / "export.partial"
+    partial = run.path / f"export.partial-{start}"
     if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left_over in run.path.glob("export.partial-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
         writer = FolderWriter(partial, source.config, specs)
         order = list(writer.names)
     order = order if dist.get_rank() == 0 else []
@@ -60,8 +68,16 @@ def write_export(
         }
         with atomic_write(partial / EXPORT_MANIFEST) as file:
             json.dump(manifest, file, indent=1)
-        commit_folder(partial, run.export)
-    dist.barrier()
+    stale: list[StaleStart | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            refuse_stale(run, start)
+            commit_folder(partial, run.export)
+        except StaleStart as error:
+            stale = [error]
+    dist.broadcast_object_list(stale, src=0)
+    if stale[0] is not None:
+        raise stale[0]
 
 
 def read_export_manifest(folder: Path) -> dict[str, Any] | None:

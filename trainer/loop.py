@@ -111,7 +111,8 @@ def _finish(stage: Stage) -> ExitCode:
         stage.save()
     stage.checkpoints.wait()
     average = stage.average.values if stage.average else None
-    write_export(stage.run, stage.recipe, stage.engine, stage.source, stage.lineage, average)
+    start = stage.checkpoints.start
+    write_export(stage.run, stage.recipe, stage.engine, stage.source, stage.lineage, average, start)
     stage.finish_samples()
     stage.events.write("finished", step=stage.progress.step)
     if stage.rank == 0:

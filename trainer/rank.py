@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from foundation.errors import ExitCode, RecipeError, UserError
+from foundation.progress import say
 from foundation.recipes import load_recipe
 from trainer.launch import PARENT_VARIABLE
 from trainer.parent_process import die_with
@@ -74,7 +75,7 @@ def _train(
     torch.set_num_threads(recipe.world.threads)
     start_distributed(run.extensions)
     try:
-        numbers: list[int | UserError] = [0]
+        numbers: list[int | UserError | None] = [0]
         lock = None
         if dist.get_rank() == 0:
             try:
@@ -84,11 +85,17 @@ def _train(
                 newest = committed(run)
                 step = newest[0][0] if newest else 0
                 numbers = [take_start(run, step, dist.get_world_size(), despite_no_progress)]
+                if run.finished_at() is not None:
+                    # By a start that was given up for lost. From here on it could not have.
+                    numbers = [None]
             except UserError as error:
                 numbers = [error]
         dist.broadcast_object_list(numbers, src=0)
         if isinstance(numbers[0], UserError):
             raise numbers[0]
+        if numbers[0] is None:
+            say(f"{run.path} has been finished meanwhile: the model is in {run.export}")
+            return ExitCode.DONE
         stage = Stage(recipe, run, numbers[0], stop, terminal)
         try:
             return train(stage)

@@ -87,15 +87,17 @@ def test_a_node_that_is_cut_off_goes_on_and_cannot_commit(
     lab: Lab, undisturbed: Run, faulty: Cluster
 ) -> None:
     """Both ranks are on the node: what is cut off trains on at full speed, beside its replacement."""
-    run = lab.submit("cut-off", "--nodes", "1", world__processes=2)
+    run = lab.submit("cut-off", "--nodes", "1", world__processes=2, steps=5 * STEPS)
     run.wait_for_step(7)
     struck, name = time.time(), run.batch_host()
     faulty.set_link(name, up=False)
     time.sleep(40)
     faulty.set_link(name, up=True)
     run.wait_for_end()
-    assert run.curve() == undisturbed.curve()
+    assert run.curve()[:STEPS] == undisturbed.curve()
+    assert [line["step"] for line in run.metrics()] == list(range(5 * STEPS))
     assert_no_stale_write(run)
+    assert "this one (start 1) may save no more" in (run.path / "logs" / "rank-0.log").read_text()
     report("a link down for 40 s", run, struck)
 
 

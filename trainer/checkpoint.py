@@ -35,7 +35,7 @@ from trainer.checkpoint_files import (
     remove_partials,
     retain,
 )
-from trainer.flat_shards import FlatShard, LoadPlanner, PlainReader, SavePlanner
+from trainer.flat_shards import FlatShard, LoadPlanner, PlainReader, PlainWriter, SavePlanner
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.remote_copy import upload
@@ -134,7 +134,7 @@ class Checkpoints:
         problem = ""
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
+            writer = PlainWriter(partial, single_file_per_rank=True, sync_files=True)
             dcp.save(dict(shards), storage_writer=writer, planner=SavePlanner(), process_group=self._group)
             names = [f"__{self._rank}_0.distcp"] + ([".metadata"] if self._rank == 0 else [])
             files = {name: describe_file(partial / name) for name in names if (partial / name).exists()}

@@ -128,6 +128,21 @@ class PlainUnpickler(pickle.Unpickler):
         return found
 
 
+class PlainWriter(dcp.FileSystemWriter):
+    """Writes a checkpoint's shards, and says what the system said where that fails."""
+
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().write_data(*args, **kwargs)
+        except RuntimeError as error:
+            # torch's own writer, closed over a full disk, complains of positions in the file; what had gone
+            # wrong before is behind that, and would be lost on the way to the other ranks.
+            before: BaseException | None = error
+            while before is not None and not isinstance(before, OSError):
+                before = before.__cause__ or before.__context__
+            raise before or error from error
+
+
 class SavedTensors:
     """The tensors of a checkpoint, read whole, one at a time; needs no process group.
 

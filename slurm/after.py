@@ -39,6 +39,7 @@ class Start:
     """One start of a job: which one, where, and how it ended.
 
     Attributes:
+        name: what Slurm's commands call it: the number, or ARRAY_ELEMENT (an array's number stands for all).
         restart: how many starts of the job were before it.
         nodes: as Slurm abbreviates them.
         code: exit code of the job's step.
@@ -48,12 +49,16 @@ class Start:
     restart: int
     nodes: str
     code: int
+    name: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], code: int) -> Start:
         """The start that this process belongs to."""
         restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
-        return cls(int(environment["SLURM_JOB_ID"]), restart, environment["SLURM_JOB_NODELIST"], code)
+        job, nodes = environment["SLURM_JOB_ID"], environment["SLURM_JOB_NODELIST"]
+        element = environment.get("SLURM_ARRAY_TASK_ID")
+        name = job if element is None else f"{environment['SLURM_ARRAY_JOB_ID']}_{element}"
+        return cls(int(job), restart, nodes, code, name)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
     if bad:
         return Decision(True, ExitCode.REQUEUE, "; ".join(f"{n}: {r}" for n, r in bad.items()), tuple(bad))
     if run is None or history is None:
-        if start.code == ExitCode.BUG or start.restart >= COMMAND_RESTARTS:
+        failed = start.code not in (ExitCode.REQUEUE, 128 + signal.SIGTERM)  # not: told to stop
+        if start.code == ExitCode.BUG or (failed and start.restart >= COMMAND_RESTARTS):
             return Decision(False, ExitCode.BUG, f"exit code {start.code} after {start.restart} restarts")
         return Decision(True, ExitCode.REQUEUE, describe(start.code))
     step = committed_step(run)
@@ -131,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         if start.code == ExitCode.DONE and run.finished_at() is None:
             start = replace(start, code=ExitCode.REQUEUE)  # the ranks have left in peace, before the end
     try:
-        job = fields(patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "show", "job", str(start.job), "-o"))
+        job = fields(patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "show", "job", start.name, "-o"))
     except SlurmError as error:
         say(f"bitdance: {error}")
         return ExitCode.REQUEUE
@@ -149,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         history.note("end", start.job, **where, **what, without=list(decision.without))
     say(f"bitdance: {'again' if decision.again else 'the end'}: {decision.why}")
     if cancelled:
-        patiently(CONTROLLER_AWAY_SECONDS, "scancel", str(start.job))
+        patiently(CONTROLLER_AWAY_SECONDS, "scancel", start.name)
     elif decision.again and is_live(job) and job["JobState"] == "RUNNING":
         run_again(start, job, decision)
     return decision.code
@@ -177,12 +183,12 @@ def this_start(log: str) -> str:
 
 def run_again(start: Start, job: Mapping[str, str], decision: Decision) -> None:
     """Put the job back into the queue, without the nodes that have been found to be bad."""
-    patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "requeue", str(start.job))
+    patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "requeue", start.name)
     if decision.without:
         # Only a pending job can be told so. It waits some seconds before it may start again.
         excluded = {*expand_nodes(job["ExcNodeList"]), *decision.without}
         change = f"ExcNodeList={','.join(sorted(excluded))}"
-        patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "update", f"JobId={start.job}", change)
+        patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "update", f"JobId={start.name}", change)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def test_a_command_is_run_again_five_times() -> None:
     assert decide(Start(7, 4, "n1", 137), "", None, None).again
     assert not decide(Start(7, 5, "n1", 137), "", None, None).again
     assert not decide(Start(7, 0, "n1", 70), "", None, None).again
+    assert decide(Start(7, 9, "n1", 143), "", None, None).again  # preempted as often as need be
 
 
 def test_the_run_is_known_though_the_recipe_is_of_another_version(tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def why_not() -> str | None:
     return None
 
 
+def may_make_namespaces() -> bool:
+    """Whether this user may give a node a network, a hostname and processes of its own (a container's root may
+    not be allowed to).
+    """
+    if os.geteuid() != 0 or shutil.which("ip", path=PATH) is None:
+        return False
+    return subprocess.run(["unshare", "-n", "-u", "-m", "-p", "-f", "true"], check=False).returncode == 0
+
+
 @dataclass
 class Node:
     """A node: its name, address, port and slurmd."""
@@ -106,7 +115,7 @@ class Cluster:
     count: int = 4
     gpus: int = 8
     grace: int = 20
-    namespaces: bool = field(default_factory=lambda: os.geteuid() == 0)
+    namespaces: bool = field(default_factory=may_make_namespaces)
 
     def __post_init__(self) -> None:
         self._tag = f"{PREFIX}{os.getpid()}"

@@ -83,9 +83,7 @@ def why_not() -> str | None:
 
 
 def may_make_namespaces() -> bool:
-    """Whether this user may give a node a network, a hostname and processes of its own (a container's root may
-    not be allowed to).
-    """
+    """Whether this user may give a node its own network, hostname and processes (some roots may not)."""
     if os.geteuid() != 0 or shutil.which("ip", path=PATH) is None:
         return False
     return subprocess.run(["unshare", "-n", "-u", "-m", "-p", "-f", "true"], check=False).returncode == 0

@@ -20,6 +20,7 @@ from data_pipeline.metadata.filtering import read_funnel
 from data_pipeline.metadata.funnel import Funnel
 from data_pipeline.recipe_folder import RECORD_NAME
 from data_pipeline.records import LatentRecord
+from data_pipeline.store import open_store
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from foundation.errors import DataError, RecipeError
 
@@ -119,10 +120,10 @@ def _funnel(dataset: LatentDataset, folder: Path | None) -> Funnel | None:
             return read_funnel(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is no output of `bitdance data filter` ({error})") from None
-    record = Path(dataset.folder) / RECORD_NAME
-    if not record.is_file():
+    record = open_store(dataset.folder).read(RECORD_NAME)
+    if record is None:
         return None
-    keep = TokenizeRecipe.model_validate_json(record.read_text()).keep
+    keep = TokenizeRecipe.model_validate_json(record).keep
     if keep is None or not (Path(keep.rows).parent / "funnel.json").is_file():
         return None
     return read_funnel(Path(keep.rows).parent)

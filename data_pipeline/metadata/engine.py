@@ -162,7 +162,10 @@ def load_list(connection: duckdb.DuckDBPyConnection, rule: ListRule, place: int)
 def _load_subset(connection: duckdb.DuckDBPyConnection, path: Path, place: int) -> None:
     import pyarrow as pa
 
-    subset = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        subset = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"rules.{place}: {path} cannot be read as DataComp's 'u8,u8' ({error})") from None
     names: tuple[str, ...] = subset.dtype.names or ()
     if [subset.dtype[name] for name in names] != [np.dtype("<u8")] * 2:
         raise DataError(f"rules.{place}: {path} has dtype {subset.dtype}, expected DataComp's 'u8,u8'")

@@ -37,6 +37,13 @@ class Source:
     cropped: float
 
 
+class _RecordWriter(MDSWriter):
+    """Writes LatentRecords as they are; all else is the library's."""
+
+    def encode_sample(self, sample: LatentRecord) -> bytes:  # type: ignore[override]
+        return sample.to_bytes()
+
+
 class TaskWriter:
     """The outputs of one task, in a partial folder.
 
@@ -50,7 +57,7 @@ class TaskWriter:
         self.shard_bytes = shard_bytes
         self.writers: dict[int, Any] = {}
         self.rows: dict[int, int] = {}
-        self.samples: dict[str, list[Any]] = {name: [] for name in SAMPLE_COLUMNS}
+        self.samples: list[tuple[Any, ...]] = []
         self.quarantine: list[dict[str, str]] = []
 
     def write(self, resolution: int, bucket: int, record: LatentRecord, source: Source) -> None:
@@ -63,19 +70,17 @@ class TaskWriter:
             source: of the picture that it was made from.
         """
         if resolution not in self.writers:
-            self.writers[resolution] = MDSWriter(
+            self.writers[resolution] = _RecordWriter(
                 columns=LATENT_COLUMNS,
                 out=str(self.folder / str(resolution)),
                 hashes=HASHES,
                 size_limit=self.shard_bytes,
             )
             self.rows[resolution] = 0
-        self.writers[resolution].write(record.to_mds())
+        self.writers[resolution].write(record)
         row = self.rows[resolution]
         picture = (source.picture, source.phash, source.cropped)
-        values = (resolution, row, record.key, bucket, record.n_text, *picture)
-        for column, value in zip(self.samples.values(), values, strict=True):
-            column.append(value)
+        self.samples.append((resolution, row, record.key, bucket, record.n_text, *picture))
         self.rows[resolution] += 1
 
     def refuse(self, key: str, reason: str) -> None:
@@ -90,6 +95,8 @@ class TaskWriter:
         for writer in self.writers.values():
             writer.finish()
         schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in SAMPLE_COLUMNS.items()])
-        pq.write_table(pa.table(self.samples, schema), self.folder / "samples.parquet", compression="zstd")
+        columns = zip(*self.samples, strict=True) if self.samples else ([] for _ in SAMPLE_COLUMNS)
+        table = pa.table([list(column) for column in columns], schema=schema)
+        pq.write_table(table, self.folder / "samples.parquet", compression="zstd")
         with open(self.folder / "quarantine.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.quarantine)

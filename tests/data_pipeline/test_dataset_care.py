@@ -1,5 +1,7 @@
 """Status, retry and verify; and kill -9 at any point of a tokenize job."""
 
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -67,6 +69,20 @@ def test_several_bad_shards_are_all_named(dataset):
         verify_dataset(dataset)
     for part in ("tasks/00001/32/shard.00000.mds: is missing", "tasks/00003/64/shard.00000.mds: has 1 bytes"):
         assert part in str(error.value)
+
+
+def test_a_pickle_column_is_named_and_never_read(dataset):
+    """Neither the encoding is accepted, nor what it stands for run."""
+    path = dataset / "index.json"
+    index = json.loads(path.read_text())
+    index["shards"][0]["column_encodings"][0] = "pkl"
+    path.write_text(json.dumps(index, sort_keys=True))
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    entry = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest["files"]["index.json"] = entry
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"shard\.00000\.mds: its columns are .*'pkl'"):
+        verify_dataset(dataset, deep=True)
 
 
 def test_what_is_not_finished_does_not_verify(dataset):

@@ -149,7 +149,15 @@ def test_truncated_and_random_bytes_are_bad():
 
 
 @pytest.mark.parametrize(
-    "data", [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0\0\0\x18ftypheic" + bytes(64)]
+    "data",
+    [
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        # Entities that unpack into gigabytes, for whoever parses them.
+        b"<?xml version='1.0'?><!DOCTYPE svg [<!ENTITY a '" + b"x" * 999 + b"'>"
+        b"<!ENTITY b '" + b"&a;" * 999 + b"'>]><svg>" + b"&b;" * 999 + b"</svg>",
+        b"\0\0\0\x18ftypheic" + bytes(64),
+        b"\0\0\0\x1cftypavif" + bytes(64),
+    ],
 )
 def test_formats_that_are_no_photographs_are_refused(data):
     with pytest.raises(BadImage, match="not a picture of the formats"):

@@ -313,3 +313,16 @@ def test_a_language_rule_reads_the_column_and_says_when_there_is_none(tmp_path):
             )
         )
     assert "joins" in str(error.value)
+
+
+def test_a_subset_that_is_a_pickle_is_not_read(tmp_path):
+    """An array of objects would run what it contains."""
+    np.save(tmp_path / "subset.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    pq.write_table(pa.table({"uid": ["0" * 32]}), tmp_path / "rows.parquet")
+    values = {
+        "sources": [str(tmp_path / "rows.parquet")],
+        "output": str(tmp_path / "out"),
+        "rules": [{"rule": "allow", "by": "uid", "file": str(tmp_path / "subset.npy")}],
+    }
+    with pytest.raises(DataError, match=r"subset\.npy cannot be read"):
+        run_filter(FilterRecipe.model_validate(values))

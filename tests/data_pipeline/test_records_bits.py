@@ -1,11 +1,14 @@
 """Latent records: the bit order on disk, and that nothing is lost."""
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.records import LatentRecord, pack_bits, packed_size, unpack_bits
+from data_pipeline.records import LATENT_COLUMNS, LatentRecord, pack_bits, packed_size, unpack_bits
+from data_pipeline.streaming_import import MDSWriter
 
 
 def test_bit_order_is_raster_channels_first_bit_lowest():
@@ -46,3 +49,19 @@ def test_record_round_trip():
     row = record.to_mds()
     assert row["scores"] == '{"a":null,"b":1.5}'
     assert LatentRecord.from_mds(row) == record
+
+
+def test_the_bytes_are_those_that_the_library_writes(tmp_path):
+    """Columns of any length, empty and non-ASCII ones among them."""
+    writer = MDSWriter(columns=LATENT_COLUMNS, out=str(tmp_path / "mds"))
+    records = [
+        LatentRecord(b"", 0, 0, "", 0, "", {}),
+        LatentRecord(b"\x01\xff", 1, 65535, "Löwe \U0001f981", 65535, "k-é", {"b": 1.5, "a": None, "c": "ü"}),
+        LatentRecord(bytes(range(256)) * 16, 32, 32, "a caption", 3, "000000001", {"aesthetic": 5.25}),
+    ]
+    for record in records:
+        assert record.to_bytes() == writer.encode_sample(record.to_mds())
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        LatentRecord(b"", 1, 1, "", 0, "", {"a": float("nan")}).to_bytes()
+    with pytest.raises(struct.error):
+        LatentRecord(b"", 65536, 1, "", 0, "").to_bytes()

@@ -5,7 +5,9 @@ import hashlib
 import pytest
 from photo_shards import tokenize_recipe, tree, write_shards, write_tokenizer
 from s3_server import SECRET, BadLine, s3_environment, s3_server
+from typer.testing import CliRunner
 
+from data_pipeline.cli import app
 from data_pipeline.finalize import finalize_dataset
 from data_pipeline.ingest.storage import remote_files
 from data_pipeline.latents import LatentDataset
@@ -46,7 +48,7 @@ def but_for_the_recipe(files):
     return {name: digest for name, digest in files.items() if name not in ("recipe.json", "manifest.json")}
 
 
-def test_a_dataset_on_s3_equals_a_local_one(port, made, capsys):
+def test_a_dataset_on_s3_equals_a_local_one(port, made, tmp_path, capsys):
     with s3_environment(port):
         recipe = tokenize_recipe(made, output="s3://data/plain/latents")
         run_tokenize(recipe, Slice(0, 2))
@@ -67,7 +69,12 @@ def test_a_dataset_on_s3_equals_a_local_one(port, made, capsys):
             assert remote.record(32, number) == local.record(32, number)
         store = open_store(recipe.output)
         written = b"".join(store.read_many(list(files)).values())
-        assert SECRET.encode() not in written
+        page = tmp_path / "page.html"
+        result = CliRunner().invoke(app, ["inspect", recipe.output, "-o", str(page)])
+        assert result.exit_code == 0, result.output
+        output = capsys.readouterr()
+    said = output.out + output.err + result.output + page.read_text() + written.decode("latin-1")
+    assert SECRET not in said and "a picture of number 3" in said
 
 
 def test_a_task_without_its_marker_or_with_a_damaged_file_is_done_again(port, made, capsys):

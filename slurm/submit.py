@@ -60,9 +60,8 @@ def check_all(works: Sequence[Work], asked: Asked, file: SiteFile) -> None:
     made: set[Path] = set()
     for work in works:
         check_work(problems, work, made, file)
-        made |= {work.makes} if work.makes else set()
-        if isinstance(work.recipe, StageRecipe):
-            made.add(Path(work.recipe.run) / "export")
+        if work.makes is not None:
+            made.add(work.makes.parent)  # the run, or the dataset with its text tokenizer
     problems.raise_if_any(RecipeError, "Nothing was submitted")
 
 

@@ -139,19 +139,22 @@ def test_a_dead_controller(lab: Lab, undisturbed: Run, faulty: Cluster) -> None:
     report("slurmctld dead, and a rank meanwhile (from its return)", run, struck)
 
 
-def test_bad_nodes_are_left_out_by_name(lab: Lab, undisturbed: Run, faulty: Cluster) -> None:
-    """One node does not see the latents, another none of the shared folder: the job goes on without them."""
-    faulty.hide("n1", lab.folder / "latents")
-    faulty.hide("n2", lab.folder)
-    run = lab.submit("bad-nodes", "--nodes", "2", site=lab.site(SBATCH_OPTIONS="--exclusive"))
-    run.wait_for_end()
-    *firsts, last = run.history("end")
-    assert sorted(name for end in firsts for name in end["without"]) == ["n1", "n2"]
-    log = run.log()
-    assert "bitdance: bad node n1: data.latents: " in log and "bitdance: bad node n2: it sees no " in log
-    assert run.history("start")[-1]["nodes"] == "n[3-4]"
-    assert faulty.states() == dict.fromkeys(faulty.nodes, "IDLE")  # nobody else's work is disturbed
-    assert run.curve() == undisturbed.curve() and last["why"] == "finished"
+@pytest.mark.parametrize(
+    ("name", "hidden", "words"), [("n1", "latents", "has no manifest.json"), ("n2", ".", "it sees no ")]
+)
+def test_a_bad_node_is_left_out_by_name(
+    lab: Lab, faulty: Cluster, name: str, hidden: str, words: str
+) -> None:
+    """A node does not see the latents, or nothing of the shared folder: the job goes on without it."""
+    faulty.hide(name, lab.folder / hidden)
+    run = lab.submit(f"bad-{name}")
+    run.wait(lambda: run.events("started"), "training on other nodes")
+    (end,) = run.history("end")
+    assert end["without"] == [name] and words in end["why"]
+    assert f"bitdance: bad node {name}: " in run.log()
+    assert run.cluster.job(run.number)["ExcNodeList"] == name
+    assert name not in run.cluster.run("scontrol", "show", "hostnames", run.history("start")[-1]["nodes"])
+    assert "DOWN" not in str(faulty.states()) and "DRAIN" not in str(faulty.states())
 
 
 def test_elastic(lab: Lab, undisturbed: Run) -> None:

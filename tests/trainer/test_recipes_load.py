@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.download.recipe import DownloadRecipe
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from evaluation.recipes import CompareRecipe
@@ -38,6 +39,7 @@ TABLE = {
     "distill": {"lr": 2e-5, "warmup": 500, "steps": 20_000, "batch": 1536, "ratio": {1024: 1}, "p": 8},
 }
 OF_JOB = {
+    "download": DownloadRecipe,
     "filter": FilterRecipe,
     "tokenize": TokenizeRecipe,
     "tokenizer": TokenizerRecipe,

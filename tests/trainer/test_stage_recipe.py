@@ -46,6 +46,10 @@ def test_wrong_key_wrong_type_and_impossible_value_come_in_one_message(tmp_path:
         ({"zero": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param needs stage 3"),
         ({"zero__offload_optimizer": {"device": "nvme"}}, "nvme_path"),
         ({"data__ratio": {128: 0}}, "whole weights"),
+        ({"model__lora": {"rank": 4}}, "lora needs init_from"),
+        ({"model__lora": {"targets": []}}, "expected some of q_proj"),
+        ({"model__lora": {"targets": ["q_proj", "q_proj"]}}, "each once"),
+        ({"samples": {"every_steps": 1, "prompts": [], "size": [64, 64]}}, "at least 1 item"),
     ],
 )
 def test_fields_that_do_not_agree_are_refused(tmp_path: Path, changes: dict, words: str) -> None:

@@ -119,9 +119,11 @@ def stage_work(recipe: StageRecipe, asked: Asked, site: Site) -> Work:
     recipe = find_run(recipe)
     run = RunFolder(Path(recipe.run))
     folder = JobFolder.of_run(run.path)
+    tasks = site.gpus_per_node or recipe.world.processes
     options = common_options(site, run.path.resolve(), folder) | {
         "nodes": asked.nodes,
-        "ntasks-per-node": str(site.gpus_per_node or recipe.world.processes),
+        # One is what sbatch does by itself; said aloud, it makes a range of nodes its least number.
+        "ntasks-per-node": str(tasks) if tasks > 1 else None,
         "gpus-per-node": str(site.gpus_per_node) if site.gpus_per_node else None,
         "signal": f"B:USR1@{site.save_seconds}",
     }

@@ -160,8 +160,7 @@ def test_a_bad_node_is_left_out_by_name(
 def test_elastic(lab: Lab, undisturbed: Run) -> None:
     """On four nodes, then on two, then on three."""
     cluster = lab.cluster
-    # Of whole nodes Slurm gives as many as it has; of parts of nodes, as few as will do.
-    run = lab.submit("elastic", "--nodes", "2-4", site=lab.site(MEMORY_PER_NODE="0"))
+    run = lab.submit("elastic", "--nodes", "2-4")
     try:
         for drained, resumed, until in (("n3,n4", None, 8), (None, "n3", 22)):
             run.wait_for_step(until)

@@ -83,13 +83,25 @@ def check_node(report: Report, recipe: StageRecipe, limits: Limits, token: Path)
     for key, folder in named_folders(recipe).items():
         if not folder.exists():
             report.problems.append(f"{key}: it sees no {folder}")
-    manifest = Path(recipe.data.latents) / "manifest.json"
-    if manifest.exists():
-        report.facts["latents"] = hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
-    elif "://" not in recipe.data.latents and manifest.parent.exists():
-        report.problems.append(f"data.latents: {manifest.parent} has no manifest.json")
+    check_latents(report, recipe.data.latents)
     if not appears(token, VISIBLE_SECONDS):
         report.problems.append(f"run: it does not see what the first node has written to {token.parent}")
+
+
+def check_latents(report: Report, latents: str) -> None:
+    """Whether the dataset can be reached, and is the one that the other nodes see."""
+    import fsspec
+
+    place = f"{latents}/manifest.json"
+    if "://" not in latents and not Path(latents).exists():
+        return  # said already
+    try:
+        with fsspec.open(place, "rb") as file:
+            report.facts["latents"] = hashlib.sha256(file.read()).hexdigest()[:12]
+    except FileNotFoundError:
+        report.problems.append(f"data.latents: {latents} has no manifest.json")
+    except Exception as error:  # noqa: BLE001  (each store has errors of its own)
+        report.problems.append(f"data.latents: {place} cannot be read ({error})")
 
 
 def named_folders(recipe: StageRecipe) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from slurm.checks import gpus_of, node_range, seconds_of
 from slurm.controller import fields
 from slurm.follow import duration, last_line
 from slurm.history import JobFolder
-from slurm.node_checks import Limits, Report, appears
+from slurm.node_checks import Limits, Report, appears, check_latents
 from slurm.preflight import compare_facts, judge
 from slurm.script import SCRIPTS, fill_in
 from trainer.run_folder import RunFolder, take_start
@@ -168,3 +168,13 @@ def test_the_last_line_of_a_long_file(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (8, 250, 7500, 273600)] == ["8 s", "4 min 10 s", "2 h 05 min", "3 d 4 h"]
+
+
+def test_a_dataset_that_cannot_be_reached_is_a_problem_of_the_node(tmp_path: Path) -> None:
+    for latents, words in ((str(tmp_path), "has no manifest.json"), ("nostore://x", "cannot be read")):
+        report = Report("n1", 0)
+        check_latents(report, latents)
+        assert len(report.problems) == 1 and words in report.problems[0]
+    (tmp_path / "manifest.json").write_text("{}")
+    check_latents(report := Report("n1", 0), str(tmp_path))
+    assert not report.problems and len(report.facts["latents"]) == 12

@@ -164,7 +164,7 @@ def _build(
     llm = copy.deepcopy(config.llm)
     llm.num_hidden_layers = layers
     if getattr(llm, "layer_types", None):
-        llm.layer_types = llm.layer_types[:layers]
+        llm.layer_types = (llm.layer_types * layers)[:layers]  # a model may have fewer than MORE
     ordinary = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # a module of fake tensors cannot be cast afterwards
     try:

@@ -98,6 +98,7 @@ def test_a_node_that_is_cut_off_goes_on_and_cannot_commit(
     run.wait(lambda: "this one (start 1) may save no more" in log.read_text(), "the fence")
     time.sleep(max(0.0, 40 - (time.time() - struck)))
     faulty.set_link(name, up=True)
+    run.wait(lambda: len(run.events("started")) == 2, "the replacement")
     report("a link down for 40 s", run, struck)
     saved = run.events("saved")[-1]["step"]
     run.wait_for_step(max(STEPS, saved + 2 * EVERY))  # the node that is back disturbs nothing

@@ -7,23 +7,26 @@ differ by their port alone (flat), and can be neither crashed nor cut off.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from node_network import (
+    PATH,
+    PREFIX,
+    ip,
+    may_make_namespaces,
+    remove_leftovers,
+    remove_network,
+)
+from processes import descendants, die_with_parent, free_port, kill, wait_until
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
-PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-PREFIX = "bdt"  # of bridges and namespaces, with the pid of the test run behind it
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CPUS, MEMORY_MB = 16, 64000  # of a node, as Slurm is told
 
 CONFIGURATION = """\
@@ -80,13 +83,6 @@ def why_not() -> str | None:
     if missing:
         return f"Slurm is not installed here: {', '.join(missing)} not found (apt: slurm-wlm munge)"
     return None
-
-
-def may_make_namespaces() -> bool:
-    """Whether this user may give a node its own network, hostname and processes (some roots may not)."""
-    if os.geteuid() != 0 or shutil.which("ip", path=PATH) is None:
-        return False
-    return subprocess.run(["unshare", "-n", "-u", "-m", "-p", "-f", "true"], check=False).returncode == 0
 
 
 @dataclass
@@ -196,7 +192,6 @@ class Cluster:
     def start_node(self, name: str) -> None:
         """Start a node, or start it again after a crash."""
         node = self.nodes[name]
-        # --conf-server is not used: all nodes see the file.
         command = ["slurmd", "-D", "-N", name, "-f", str(self.base / "slurm.conf")]
         if self.namespaces:
             inside = (
@@ -353,69 +348,3 @@ class Cluster:
                 stderr=output,
                 preexec_fn=die_with_parent,
             )
-
-
-def ip(*arguments: str) -> None:
-    """One command of iproute2."""
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
-
-
-def remove_network(tag: str) -> None:
-    """Namespaces, cables and bridge of one cluster."""
-    for path in Path("/run/netns").glob(f"{tag}n*"):
-        subprocess.run(["ip", "netns", "del", path.name], check=False)
-    for path in Path("/sys/class/net").glob(f"{tag}*"):
-        subprocess.run(["ip", "link", "del", path.name], check=False, capture_output=True)
-
-
-def remove_leftovers() -> None:
-    """What killed test runs have left: networks whose number is that of no living process."""
-    names = [p.name for where in ("/run/netns", "/sys/class/net") for p in Path(where).glob(f"{PREFIX}*")]
-    for tag in {name.partition("n")[0] for name in names}:
-        if not Path(f"/proc/{tag.removeprefix(PREFIX)}").exists():
-            remove_network(tag)
-
-
-def die_with_parent() -> None:
-    """In a child, before it starts its program: a killed test run leaves no daemon behind.
-
-    As root it also goes before the processes that train: a daemon that answers late because the cores are
-    busy is taken for dead, and what Slurm told it is told again, which may hit the job's next start.
-    """
-    if os.geteuid() == 0:
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below ``pid``."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [inner for child in map(int, children) for inner in (child, *descendants(child))]
-
-
-def kill(pid: int) -> None:
-    """SIGKILL, if it still lives."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def wait_until(happened: Callable[[], object], seconds: float, what: str) -> float:
-    """Wait for something; the seconds that it took. AssertionError where it does not happen."""
-    started = time.monotonic()
-    while not happened():
-        assert time.monotonic() - started < seconds, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.1)
-    return time.monotonic() - started

@@ -1,16 +1,19 @@
 # The two commands of the README are `make quickstart` and `make test`; both set up .venv by themselves.
 PYTHON ?= python3.11
 
-.PHONY: help quickstart test check install clean
+.PHONY: help quickstart test test-all check install clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: .venv/installed  ## from photos to a generated picture, with a tiny model, on a CPU
 	@.venv/bin/bitdance quickstart
 
 test: check  ## linters, types, and all tests (two workers, one thread each)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --durations 15
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --durations 15
+
+test-all: check  ## also the long tests: ten kills, many ranks, all faults of a cluster (half an hour)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --durations 15 -m ""
 
 check: .venv/installed  ## format, lint, types
 	.venv/bin/ruff format --check --quiet .

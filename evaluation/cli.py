@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foundation.errors import RecipeError
-from foundation.progress import say
+from foundation.progress import say, track
 
 if TYPE_CHECKING:
+    from evaluation.picture_files import PictureRequest
     from evaluation.recipes import Sampling
 
 app = typer.Typer()
@@ -24,7 +26,9 @@ def generate(
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 = none.", min=1)] = 7.5,
     steps: Annotated[int, typer.Option(help="Solver steps of each patch; 10 to 50 are useful.", min=1)] = 25,
     sampler: Annotated[str, typer.Option(help="euler_maruyama or euler.")] = "euler_maruyama",
-    seed: Annotated[int, typer.Option(help="Of the noise: the same seed gives the same picture.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the noise: the same seed gives the same picture.", min=0, max=2**63 - 1)
+    ] = 0,
     pictures: Annotated[int, typer.Option("--pictures", "-n", help="Pictures for each prompt.", min=1)] = 1,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Binary tokenizer, where the model's folder holds none.")
@@ -41,19 +45,24 @@ def generate(
         raise RecipeError(f"--sampler {sampler}: expected euler_maruyama or euler")
     if dtype not in (None, "bfloat16", "float32"):
         raise RecipeError(f"--dtype {dtype}: expected bfloat16 or float32")
-    from evaluation.picture_files import picture_name, picture_settings, up_to_date
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RecipeError(f"--device {device}: expected cpu, cuda, or cuda:1 and the like")
+    if output.exists() and not output.is_dir():
+        raise RecipeError(f"--output {output} is a file: name a folder")
+    from evaluation.picture_files import PictureRequest, picture_name, picture_settings, source_of, up_to_date
     from evaluation.recipes import Sampling
 
     settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "seed": seed}
     sampling = Sampling.model_validate(settings)
-    todo: dict[str, list[Path]] = {}
+    source = source_of(model, tokenizer, device, dtype)
+    todo: list[PictureRequest] = []
     for text in prompt:
         paths = [output / picture_name(text, seed, number) for number in range(pictures)]
-        note = picture_settings(text, size_, sampling, pictures)
-        if all(up_to_date(path, note, model) for path in paths):
+        note = picture_settings(text, size_, sampling, pictures, source)
+        if all(up_to_date(path, note) for path in paths):
             say(f"nothing to do: {', '.join(map(str, paths))} made with these settings already")
         else:
-            todo[text] = paths
+            todo.append(PictureRequest(text, paths, note))
     if todo:
         _generate(model, tokenizer, todo, size_, sampling, device, dtype)
 
@@ -61,7 +70,7 @@ def generate(
 def _generate(
     model: Path,
     tokenizer: Path | None,
-    todo: dict[str, list[Path]],
+    todo: list[PictureRequest],
     size: tuple[int, int],
     sampling: Sampling,
     device: str | None,
@@ -78,10 +87,10 @@ def _generate(
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     try:
         generator = PictureGenerator(model, tokenizer, device, getattr(torch, dtype))
-        generator.check(list(todo), *size, sampling)
-        for prompt, paths in todo.items():
-            generate_files(generator, prompt, size, sampling, paths)
-            for path in paths:
+        generator.check([request.prompt for request in todo], *size, sampling)
+        for request in track(todo, "Generating"):
+            generate_files(generator, request, size, sampling)
+            for path in request.paths:
                 say(f"wrote {path}")
     except ValueError as error:  # what models/ says of a folder, a size or a prompt
         raise RecipeError(str(error)) from error
@@ -101,7 +110,10 @@ def compare(
     loaded = load_recipe(CompareRecipe, recipe, overrides or ())
     from evaluation.compare import compare as run
 
-    run(loaded)
+    try:
+        run(loaded)
+    except ValueError as error:  # what models/ says of a folder
+        raise RecipeError(str(error)) from error
 
 
 @app.command()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.picture_files import picture_settings, write_picture
+from evaluation.picture_files import PictureRequest, write_picture
 from evaluation.recipes import Sampling
 from foundation.errors import RecipeError
 from models.generation import FlowSettings, check_request
@@ -43,6 +43,8 @@ class PictureGenerator:
     ):
         loaded = load_folder(folder, dtype=dtype, device=device)
         self.model = loaded.model.eval()
+        if torch.device(device).type == "cuda":
+            self.model.compile_for_sampling()
         self.text_tokenizer, self.tokens = loaded.text_tokenizer, loaded.tokens
         place = tokenizer or loaded.tokenizer_folder
         if place is None:
@@ -116,12 +118,9 @@ def _flow(sampling: Sampling) -> FlowSettings:
 
 
 def generate_files(
-    generator: PictureGenerator, prompt: str, size: tuple[int, int], sampling: Sampling, paths: list[Path]
+    generator: PictureGenerator, request: PictureRequest, size: tuple[int, int], sampling: Sampling
 ) -> None:
-    """Write a PNG for each picture of a prompt, one for each of ``paths``, made in one batch.
-
-    The prompt and the settings are in the PNG's text chunk, so that a picture can be made again.
-    """
-    bits = generator.bits(prompt, *size, sampling, len(paths))
-    for path, picture in zip(paths, generator.decode(bits), strict=True):
-        write_picture(path, picture, picture_settings(prompt, size, sampling, len(paths)))
+    """Write a request's pictures, each with its settings in a text chunk, so that it can be made again."""
+    bits = generator.bits(request.prompt, *size, sampling, len(request.paths))
+    for path, picture in zip(request.paths, generator.decode(bits), strict=True):
+        write_picture(path, picture, request.settings)

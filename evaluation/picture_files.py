@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,21 @@ from foundation.files import atomic_write
 NOTE = "bitdance"  # the PNG's text chunk
 
 
+@dataclass(frozen=True)
+class PictureRequest:
+    """Pictures of one prompt, made in one batch.
+
+    Attributes:
+        prompt: what to paint.
+        paths: the PNG files, one for each picture.
+        settings: all that the pictures depend on (`picture_settings`), written into them.
+    """
+
+    prompt: str
+    paths: list[Path]
+    settings: dict[str, Any]
+
+
 def picture_name(prompt: str, seed: int, number: int) -> str:
     """A file name that tells the prompt and is unique to it: letters, digits and dashes alone."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split()
@@ -23,9 +39,27 @@ def picture_name(prompt: str, seed: int, number: int) -> str:
     return f"{'-'.join(words)[:48].strip('-') or 'picture'}-{digest}-s{seed}-{number}.png"
 
 
-def picture_settings(prompt: str, size: tuple[int, int], sampling: Sampling, pictures: int) -> dict[str, Any]:
-    """All that a picture depends on besides the weights (the size of its batch, for the noise)."""
-    return {"prompt": prompt, "size": list(size), "pictures": pictures, **sampling.model_dump()}
+def picture_settings(
+    prompt: str, size: tuple[int, int], sampling: Sampling, pictures: int, source: dict[str, Any]
+) -> dict[str, Any]:
+    """All that a picture depends on: the request (the size of its batch, for the noise) and `source_of`."""
+    return {"prompt": prompt, "size": list(size), "pictures": pictures, **sampling.model_dump(), **source}
+
+
+def source_of(model: Path, tokenizer: Path | None, device: str | None, dtype: str | None) -> dict[str, Any]:
+    """What makes a picture: which weights, by the files that they are in, and in which arithmetic.
+
+    Names, sizes and times of the files are looked at and not what is in them: a 14B model has 30 GB.
+    """
+    files = [
+        (path.name, status.st_size, status.st_mtime_ns)
+        for folder in (model, tokenizer)
+        if folder is not None
+        for path in sorted(folder.resolve().glob("*.safetensors"))
+        for status in [path.stat()]
+    ]
+    weights = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return {"model": str(model), "weights": weights, "device": device, "dtype": dtype}
 
 
 def write_picture(path: Path, picture: Image.Image, settings: dict[str, Any]) -> None:
@@ -36,8 +70,8 @@ def write_picture(path: Path, picture: Image.Image, settings: dict[str, Any]) ->
         picture.save(file, format="PNG", pnginfo=note)
 
 
-def up_to_date(path: Path, settings: dict[str, Any], model: Path) -> bool:
-    """Whether `path` was made with these settings after the model's weights were last written."""
+def up_to_date(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether `path` is a whole picture that was made with these settings."""
     if not path.exists():
         return False
     try:
@@ -46,7 +80,4 @@ def up_to_date(path: Path, settings: dict[str, Any], model: Path) -> bool:
             made_with = picture.info.get(NOTE)
     except (OSError, SyntaxError):  # what Pillow raises of a broken PNG: it is made again
         return False
-    weights = [file.stat().st_mtime for file in model.glob("*.safetensors")]
-    return (
-        made_with == json.dumps(settings, sort_keys=True) and max(weights, default=0) < path.stat().st_mtime
-    )
+    return bool(made_with == json.dumps(settings, sort_keys=True))

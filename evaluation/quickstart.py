@@ -23,7 +23,7 @@ from foundation.files import atomic_write
 from foundation.progress import say
 
 HOME = Path("runs/quickstart")
-PROMPT = "A close portrait of a tabby cat with green eyes."
+PROMPT = "The orange back of an eye with branching blood vessels."
 
 
 class Step(NamedTuple):
@@ -51,7 +51,8 @@ STEPS = (
     *map(_stage, ("pt", "ct", "sft", "distill")),
     Step(
         "generate",
-        f'generate {HOME}/distill/export --prompt "{PROMPT}" --size 256x256 -o {HOME}/generated',
+        f'generate {HOME}/distill/export --prompt "{PROMPT}" --size 256x256 --guidance 1.5 --steps 10 '
+        f"-o {HOME}/generated",
         HOME / "generated",
     ),
     Step("compare", "compare configs/quickstart/compare.yaml", HOME / "compare" / "comparison.json"),

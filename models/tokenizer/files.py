@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -109,6 +109,9 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no {WEIGHTS_FILE}, the tokenizer's weights")
-    with safe_open(path, "pt") as file:
-        for name in sorted(file.keys()):
-            yield name, file.get_tensor(name)
+    try:
+        with safe_open(path, "pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is broken ({error}): copy it anew") from error

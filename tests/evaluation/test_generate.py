@@ -116,3 +116,26 @@ def test_nothing_is_written_before_everything_fits(
     result = CliRunner().invoke(app, ["generate", str(folder), "-p", CAPTION, *more, "-o", str(tmp_path)])
     assert isinstance(result.exception, RecipeError) and message in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "gpu"], "--device gpu: expected cpu, cuda"),
+        (["--dtype", "float16"], "--dtype float16: expected"),
+        (["--size", "big"], "--size big: expected HEIGHTxWIDTH"),
+        (["--sampler", "heun"], "--sampler heun: expected"),
+    ],
+)
+def test_wrong_options_are_refused(folder: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["generate", str(folder), "-p", CAPTION, *options, "-o", str(tmp_path)])
+    assert isinstance(result.exception, RecipeError) and message in str(result.exception)
+
+
+def test_a_broken_tokenizer_is_named(folder: Path, tmp_path: Path) -> None:
+    ae = cases.tokenizer_folder(tmp_path / "ae")
+    path = ae / "ae.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    command = ["generate", str(folder), "-p", CAPTION, "--size", "64x64", "--tokenizer", str(ae)]
+    result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, RecipeError) and f"{path} is broken" in str(result.exception)

@@ -2,41 +2,55 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from evaluation.picture_files import picture_name, picture_settings, up_to_date, write_picture
+from evaluation.picture_files import picture_name, picture_settings, source_of, up_to_date, write_picture
 from evaluation.recipes import Sampling
 
-SETTINGS = picture_settings("a cat", (256, 256), Sampling(seed=3), 1)
+SIZE, SAMPLING = (256, 256), Sampling(seed=3)
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"weights")
+def weights(folder: Path, content: bytes = b"weights") -> Path:
+    """A folder whose files are older than any picture."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(content)
     os.utime(folder / "model.safetensors", (1_000_000, 1_000_000))
     return folder
 
 
-def test_made_again_only_when_something_changed(tmp_path: Path, model: Path) -> None:
-    path = tmp_path / picture_name("a cat", 3, 0)
-    assert not up_to_date(path, SETTINGS, model)
-    write_picture(path, Image.new("RGB", (8, 8)), SETTINGS)
-    assert up_to_date(path, SETTINGS, model)
-    assert not up_to_date(path, picture_settings("a cat", (256, 256), Sampling(seed=3, steps=7), 1), model)
-    (model / "model.safetensors").write_bytes(b"newer weights")
-    os.utime(model / "model.safetensors", (4e9, 4e9))
-    assert not up_to_date(path, SETTINGS, model)
+def settings(
+    model: Path,
+    sampling: Sampling = SAMPLING,
+    tokenizer: Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    return picture_settings("a cat", SIZE, sampling, 1, source_of(model, tokenizer, device, dtype))
 
 
-def test_a_broken_file_is_made_again(tmp_path: Path, model: Path) -> None:
+def test_made_again_only_when_something_changed(tmp_path: Path) -> None:
+    model, path = weights(tmp_path / "model"), tmp_path / picture_name("a cat", 3, 0)
+    assert not up_to_date(path, settings(model))
+    write_picture(path, Image.new("RGB", (8, 8)), settings(model))
+    assert up_to_date(path, settings(model))
+    assert not up_to_date(path, settings(model, Sampling(seed=3, steps=7)))
+    assert not up_to_date(path, settings(model, tokenizer=weights(tmp_path / "ae")))
+    assert not up_to_date(path, settings(model, dtype="bfloat16"))
+    assert not up_to_date(path, settings(model, device="cuda"))
+    assert not up_to_date(path, settings(weights(tmp_path / "older model", b"others")))
+    weights(model, b"newer weights")
+    assert not up_to_date(path, settings(model))
+
+
+def test_a_broken_file_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    write_picture(path, Image.new("RGB", (64, 64), "red"), SETTINGS)
+    made_with = settings(weights(tmp_path / "model"))
+    write_picture(path, Image.new("RGB", (64, 64), "red"), made_with)
     path.write_bytes(path.read_bytes()[:40])
-    assert not up_to_date(path, SETTINGS, model)
+    assert not up_to_date(path, made_with)
 
 
 @pytest.mark.parametrize("prompt", ["../../etc/passwd", "a" * 500, "猫", "", "What? A/B\\C"])

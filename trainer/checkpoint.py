@@ -68,8 +68,13 @@ class Checkpoints:
     def load_newest(self, shards: dict[str, FlatShard]) -> CheckpointManifest | None:
         """Fill ``shards`` from the newest checkpoint that is whole; None where there is none.
 
-        What had to be passed over is said, with the reason.
+        A save that is being written is waited for: in a rewind it may well be the newest, and its thread
+        talks over the same group. What had to be passed over is said, with the reason.
+
+        Raises:
+            StaleStart: a newer start of the run has taken over (found by the save that was waited for).
         """
+        self.wait()
         if self._rank == 0:
             remove_partials(self.run)
         candidates: list[Any] = [committed(self.run) if self._rank == 0 else None]

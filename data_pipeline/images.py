@@ -8,12 +8,13 @@ before anything is decoded, so that a small file cannot unpack into gigabytes.
 from __future__ import annotations
 
 import io
-import json
 import re
 import warnings
 from typing import Any
 
 from PIL import Image, ImageCms, UnidentifiedImageError
+
+from data_pipeline.ingest.samples import foreign_json
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ORIENTATION_TAG = 0x0112
@@ -144,11 +145,11 @@ def spelled_orientation(json_exif: str | None) -> int:
     if not json_exif or "Orientation" not in json_exif:
         return 1
     try:
-        tags: Any = json.loads(json_exif)
+        tags: Any = foreign_json(json_exif)
     except ValueError:
         return 1
     value = tags.get("Image Orientation") if isinstance(tags, dict) else None
+    if not isinstance(value, (str, int)):
+        return 1
     text = re.sub(r"\s+", " ", str(value)).strip().lower()
-    if text.isdecimal():
-        return int(text)
-    return _SPELLED.get(text, 1)
+    return int(text) if re.fullmatch("[1-8]", text) else _SPELLED.get(text, 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from data_pipeline.ingest.recipe import KeepSection
-from data_pipeline.ingest.samples import RawSample
+from data_pipeline.ingest.samples import RawSample, printable
 from data_pipeline.ingest.storage import is_remote, remote_files
 from data_pipeline.metadata.schema import COLUMNS, SCORES, sql_text
 from foundation.errors import DataError
@@ -68,14 +68,18 @@ class KeptRows:
 
 
 def identity(sample: RawSample, by: str) -> Any:
-    """What a kept row would know the sample by; None where the sample's fields lack it."""
+    """What a kept row would know the sample by; None where its fields lack it, or it cannot be a row's."""
     value = sample.fields.get(by)
     if value is None:
         return None
     try:
-        return int(value) if COLUMNS[by][0] == "BIGINT" else str(value)
-    except (TypeError, ValueError):
+        if COLUMNS[by][0] != "BIGINT":
+            text = str(value)
+            return text if printable(text) == text else None
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if -(1 << 63) <= number < 1 << 63 else None
 
 
 def scores_of(fields: dict[str, Any]) -> dict[str, float]:
@@ -92,7 +96,7 @@ def known_scores(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
     for name, value in pairs:
         try:
             number = float(f"{float(value):.6g}")
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
         if number == number and abs(number) != float("inf"):
             scores[name] = number

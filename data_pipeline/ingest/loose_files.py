@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 from collections.abc import Iterator
 
 from data_pipeline.ingest.recipe import InputSection
-from data_pipeline.ingest.samples import RawSample, Refused
+from data_pipeline.ingest.samples import RawSample, Refused, foreign_json, plain_values
 from data_pipeline.ingest.storage import files_below, is_remote, open_stream
 from data_pipeline.ingest.tars import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from foundation.errors import DataError
@@ -56,18 +55,24 @@ def read_jsonl_part(
 ) -> Iterator[RawSample | Refused]:
     """Some of a manifest's pictures; their paths are relative to the manifest's folder."""
     folder = posixpath.dirname(path)
+    seen: set[str] = set()
     with open_stream(path) as stream:
         for number, line in enumerate(stream):
             if number < first:
                 continue
             if number >= first + count:
                 return
-            yield _jsonl_sample(line, f"{posixpath.basename(path)}:{number + 1}", folder, section)
+            line_name = f"{posixpath.basename(path)}:{number + 1}"
+            sample = _jsonl_sample(line, line_name, folder, section)
+            if sample.key in seen:
+                sample = Refused(line_name, f"duplicate key {sample.key!r} in its shard")
+            seen.add(sample.key)
+            yield sample
 
 
 def _jsonl_sample(line: bytes, key: str, folder: str, section: InputSection) -> RawSample | Refused:
     try:
-        fields = json.loads(line)
+        fields = foreign_json(line)
     except ValueError:
         return Refused(key, "its line is no JSON")
     if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
@@ -75,14 +80,24 @@ def _jsonl_sample(line: bytes, key: str, folder: str, section: InputSection) -> 
     image = fields["image"]
     if "://" in image and not is_remote(image):
         return Refused(key, "its image is an address on the web; download it first")
+    address = image if is_remote(image) else _join(folder, image)
     try:
-        data = _picture_bytes(image if is_remote(image) else _join(folder, image), None, section)
-    except DataError:
-        return Refused(key, "its image does not exist")
+        # What is no path at all (a NUL, an endless name) is no file either; a pipe would never end.
+        if not is_remote(address) and not os.path.isfile(address):
+            return Refused(key, "its image does not exist, or is no file")
+        data = _picture_bytes(address, None, section)
+    except (DataError, ValueError):
+        return Refused(key, "its image does not exist, or is no file")
     if isinstance(data, Refused):
         return Refused(key, data.reason)
     caption = fields.get("caption")
-    return RawSample(str(fields.get("key", key)), data, caption if isinstance(caption, str) else None, fields)
+    name = fields.get("key", key)
+    return RawSample(
+        str(name) if isinstance(name, (str, int)) else key,
+        data,
+        caption if isinstance(caption, str) else None,
+        plain_values(fields),
+    )
 
 
 def class_captions(section: InputSection) -> dict[str, str]:
@@ -91,7 +106,7 @@ def class_captions(section: InputSection) -> dict[str, str]:
         return {}
     with open_stream(section.captions) as stream:
         try:
-            captions = json.loads(stream.read())
+            captions = foreign_json(stream.read())
         except ValueError as error:
             raise DataError(f"{section.captions} is not JSON: {error}") from None
     if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):

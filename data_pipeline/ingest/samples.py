@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ class RawSample:
         key: name inside its shard.
         image: the file's bytes, not yet decoded.
         caption: as found; None where the shard has none.
-        fields: the shard's other columns (img2dataset's json, parquet columns).
+        fields: the shard's other columns (img2dataset's json, parquet columns): plain values.
     """
 
     key: str
@@ -35,3 +36,29 @@ class Refused:
 
     key: str
     reason: str
+
+
+def foreign_json(text: str | bytes) -> Any:
+    """Parse JSON that strangers wrote; ValueError for whatever is none, brackets without end among it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def plain_values(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without lists and objects: nobody reads them, and they need not fit through a pipe."""
+    return {name: value for name, value in fields.items() if not isinstance(value, (dict, list))}
+
+
+def printable(text: str) -> str:
+    """The text with `\\udce9` and the like spelled out where a name was not UTF-8: it can be written then."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
+def checked(sample: RawSample | Refused) -> RawSample | Refused:
+    """The sample, refused where its name is not UTF-8; what is refused has a key that can be written."""
+    key = printable(sample.key)
+    if isinstance(sample, Refused):
+        return Refused(key, printable(sample.reason))
+    return sample if key == sample.key else Refused(key, "its name is not UTF-8")

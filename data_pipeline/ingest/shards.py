@@ -18,7 +18,7 @@ from data_pipeline.ingest.loose_files import (
     read_jsonl_part,
 )
 from data_pipeline.ingest.recipe import InputSection
-from data_pipeline.ingest.samples import RawSample, Refused
+from data_pipeline.ingest.samples import RawSample, Refused, checked, printable
 from data_pipeline.ingest.storage import exists, matching_files, open_stream
 from data_pipeline.ingest.tables import open_table, read_table
 from data_pipeline.ingest.tars import read_tar
@@ -71,7 +71,9 @@ def list_shards(section: InputSection) -> list[Shard]:
             shards[shard.label] = shard
     for shard in shards.values():
         if shard.size == 0:
-            problems.add(shard.label, "is empty", "fetch it again or remove it")
+            problems.add(printable(shard.label), "is empty", "fetch it again or remove it")
+        if printable(shard.label) != shard.label:
+            problems.add(printable(shard.label), "its name is not UTF-8", "rename it")
     if section.kind == "webdataset":
         shards = _complete_ones(shards, section, problems)
     problems.raise_if_any(DataError, "The image shards cannot be used")
@@ -80,6 +82,10 @@ def list_shards(section: InputSection) -> list[Shard]:
 
 def read_shard(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
     """The samples of a shard, in its order; DataError where the shard as a whole cannot be used."""
+    return map(checked, _read(shard, section))
+
+
+def _read(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
     match section.kind:
         case "folder" | "classes":
             yield from read_folder_part(shard.path, shard.first, shard.count, section)

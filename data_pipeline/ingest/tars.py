@@ -7,13 +7,12 @@ noticed.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
-from data_pipeline.ingest.samples import RawSample, Refused
+from data_pipeline.ingest.samples import RawSample, Refused, foreign_json, plain_values
 from foundation.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
@@ -109,7 +108,7 @@ def _sample(key: str, group: dict[str, Any]) -> RawSample | Refused:
     if picture is None:
         return Refused(key, "no picture among its members")
     try:
-        fields = json.loads(group["json"]) if "json" in group else {}
+        fields = foreign_json(group["json"]) if "json" in group else {}
     except ValueError:
         return Refused(key, "its json cannot be read")
     if not isinstance(fields, dict):
@@ -118,7 +117,7 @@ def _sample(key: str, group: dict[str, Any]) -> RawSample | Refused:
         return Refused(key, f"its status is {fields['status']!r}")
     text = next((group[e] for e in CAPTION_EXTENSIONS if e in group), None)
     caption = text.decode("utf-8", errors="replace") if text is not None else fields.get("caption")
-    return RawSample(key, picture, caption if isinstance(caption, str) else None, fields)
+    return RawSample(key, picture, caption if isinstance(caption, str) else None, plain_values(fields))
 
 
 class _Watched:

@@ -100,7 +100,6 @@ class _Task:
         self.working = working
         self.writer = TaskWriter(working, runner.recipe.shard_megabytes << 20)
         self.counts: Counter[str] = Counter()
-        self.keys: set[str] = set()
         self.batches: dict[tuple[int, int], list[_Waiting]] = {}
 
     def run(self) -> dict[str, Any]:

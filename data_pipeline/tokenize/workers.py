@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
+import traceback
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.ingest.kept import KeptRows
+from data_pipeline.ingest.samples import printable
+from data_pipeline.ingest.shards import Shard
 from data_pipeline.ingest.storage import StoreUnreachable
-from data_pipeline.store import writing_to
+from data_pipeline.store import NO_PLACE, writing_to
 from data_pipeline.tokenize.captions import CaptionCounter, load_text_tokenizer_or_refuse
 from data_pipeline.tokenize.decoding import leave_interrupts_to_the_parent
 from data_pipeline.tokenize.encoder import Encoder
@@ -21,10 +25,11 @@ from data_pipeline.tokenize.task import TaskRunner
 from foundation.errors import ExitCode, UserError
 
 POLL_SECONDS = 1.0
+MESSAGE_SHOWN = 500  # characters of an error that nobody foresaw
 
 
 class WorkerDied(UserError):
-    """A worker process was killed; what is done stays done, so the job may simply go on."""
+    """A worker process, or its GPU, is gone; what is done stays done, so the job may simply go on."""
 
     exit_code = ExitCode.REQUEUE
 
@@ -67,16 +72,32 @@ class Workshop:
 
         Raises:
             StoreUnreachable: a store does not answer, which is not the shard's fault.
+            WorkerDied: a decode worker or the GPU is gone, which would fail all further tasks as well.
             OSError: nothing can be written.
         """
+        import torch
+
+        shard = self.plan.shards[number]
         try:
             self.runner.run(number)
         except StoreUnreachable:
             raise
         except UserError as error:
-            self.folder.fail(number, self.plan.shards[number], str(error))
-            return str(error)
-        return None
+            reason = str(error)
+        except (BrokenExecutor, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            raise WorkerDied(
+                f"{shard.label}: {type(error).__name__} (probably out of memory: lower compute.processes, "
+                "compute.decoders or batch_pixels); what is done stays done, and the same command goes on"
+            ) from error
+        except Exception as error:
+            # Whatever a shard can do to us ends its own task; the others go on, now and in every rerun.
+            if isinstance(error, OSError) and error.errno in NO_PLACE:
+                raise
+            reason = _unforeseen(shard, error)
+        else:
+            return None
+        self.folder.fail(number, shard, reason)
+        return reason
 
 
 def work_here(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> Iterator[tuple[int, str | None]]:
@@ -152,6 +173,14 @@ def _work(
         return
     except UserError as error:
         outcomes.put(error)
+
+
+def _unforeseen(shard: Shard, error: Exception) -> str:
+    """A reason to report: what was raised, and the innermost of our own lines that raised it."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "data_pipeline" in frame.filename]
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "unknown place"
+    said = printable(str(error))[:MESSAGE_SHOWN]
+    return f"{shard.label}: {type(error).__name__} at {where}: {said}"
 
 
 def _device(kind: str, place: int) -> str:

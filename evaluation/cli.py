@@ -80,11 +80,13 @@ def _generate(
     import torch
 
     from evaluation.generate import PictureGenerator, generate_files
+    from models.backbone import describe_attention
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RecipeError(f"--device {device}: torch sees no GPU here; leave the option out, or give cpu")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    say(f"{model}: {device}, {dtype}, {describe_attention(torch.device(device).type)}")
     try:
         generator = PictureGenerator(model, tokenizer, device, getattr(torch, dtype))
         generator.check([request.prompt for request in todo], *size, sampling)

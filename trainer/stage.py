@@ -18,6 +18,7 @@ from foundation.errors import DataError
 from foundation.files import atomic_write
 from foundation.progress import say
 from foundation.recipes import recipe_hash
+from models.backbone import describe_attention
 from models.text_to_image import TextToImageModel
 from trainer.adapters import add_adapters, seed_dropout, start_tensors
 from trainer.agreement import StepReport
@@ -293,8 +294,7 @@ class Stage:
     def _opening_line(self) -> str:
         step, steps = self.progress.step, self.recipe.steps
         what = f"goes on at step {step}" if step else "starts"
-        precision = f"{self.recipe.precision}, ZeRO-{self.recipe.zero.stage}"
+        how = f"{self.recipe.precision}, ZeRO-{self.recipe.zero.stage}, "
+        how += describe_attention(self.engine.device.type)
         millions = sum(torch.Size(spec.shape).numel() for spec in self.source.specs.values()) / 1e6
-        return (
-            f"{self.run.path} {what} of {steps}: {millions:.3g}M parameters, {self.ranks} ranks, {precision}"
-        )
+        return f"{self.run.path} {what} of {steps}: {millions:.3g}M parameters, {self.ranks} ranks, {how}"

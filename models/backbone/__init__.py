@@ -1,6 +1,6 @@
 """The autoregressive backbone: Qwen3 with block-causal attention over packed sequences, and its cache."""
 
-from models.backbone.attention import AttentionPlan, Backend, plan_packed
+from models.backbone.attention import AttentionPlan, Backend, describe_attention, plan_packed
 from models.backbone.cache import GenerationCache
 from models.backbone.presets import BACKBONES, backbone_config
 from models.backbone.qwen3 import build_backbone, run_backbone
@@ -12,6 +12,7 @@ __all__ = [
     "GenerationCache",
     "backbone_config",
     "build_backbone",
+    "describe_attention",
     "plan_packed",
     "run_backbone",
 ]

@@ -4,7 +4,8 @@ A plan is made once per forward and used by all layers: `plan(q, k, v)` with q [
 [B, G, K, E] of G <= H key-value heads (H a multiple of G), gives [B, H, Q, E]. All plans agree with
 `models.layout.attention_mask`:
 
-    flex       compiled FlexAttention over blocks of the mask; nothing of size T^2. The choice on a GPU.
+    flex       compiled FlexAttention over blocks of the mask; T^2 bits once a forward, to see which blocks
+               are empty, and none in the attention itself. The choice on a GPU.
     documents  scaled_dot_product_attention, one call with one small mask per document. The choice on a CPU.
     dense      one call with the whole [T, T] mask: the reference.
     decode     no mask at all: P tokens that see the cache and each other; flash-attn where it is installed.
@@ -12,7 +13,6 @@ A plan is made once per forward and used by all layers: `plan(q, k, v)` with q [
 
 import importlib
 import importlib.util
-import logging
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal, Protocol, get_args
@@ -25,19 +25,23 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from models.layout import attention_mask
 
 Backend = Literal["flex", "documents", "dense"]
-log = logging.getLogger(__name__)
 
 
 class AttentionPlan(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
-@cache
 def default_backend(device_type: str) -> Backend:
-    """The backend of packed sequences on a kind of device; said once in the log."""
-    backend: Backend = "flex" if device_type == "cuda" else "documents"
-    log.info("attention of packed sequences on %s: %s", device_type, backend)
-    return backend
+    """The backend of packed sequences on a kind of device."""
+    return "flex" if device_type == "cuda" else "documents"
+
+
+def describe_attention(device_type: str) -> str:
+    """What will attend on a kind of device, for the line that a run begins with."""
+    if device_type != "cuda":
+        return f"attention {default_backend(device_type)}"
+    decode = "flash-attn" if _flash_attn() else "torch (flash-attn is not installed)"
+    return f"attention {default_backend(device_type)}, without a mask {decode}"
 
 
 def plan_packed(document_ids: Tensor, block_ids: Tensor, backend: Backend | None = None) -> AttentionPlan:
@@ -90,9 +94,8 @@ def _flex(mask: BlockMask, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @cache
 def _flash_attn() -> Callable[..., Tensor] | None:
-    """flash-attn's function where the package is installed, else None; said once in the log."""
+    """flash-attn's function where the package is installed, else None."""
     found = importlib.util.find_spec("flash_attn") is not None
-    log.info("attention of decode steps on cuda: %s", "flash-attn" if found else "torch (no flash-attn here)")
     return importlib.import_module("flash_attn").flash_attn_func if found else None
 
 

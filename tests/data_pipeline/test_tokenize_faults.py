@@ -54,7 +54,7 @@ def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(made, tmp_pa
         run_tokenize(recipe)
         assert without_recipe(disk / "latents") == without_recipe(made / "latents")
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_limit_on_file_sizes_is_said_too(made, tmp_path):
@@ -90,7 +90,7 @@ def test_an_output_that_cannot_be_written_is_said(made, tmp_path):
         assert not list(disk.iterdir())
     finally:
         if os.geteuid() == 0:
-            subprocess.run(["umount", disk], check=True)
+            subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_tar_that_nothing_can_be_trained_on_leaves_the_output_free(made, tmp_path):

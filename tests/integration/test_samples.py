@@ -25,6 +25,8 @@ SAMPLES = {
     "guidance": 1.0,
 }
 
+pytestmark = pytest.mark.xdist_group("samples")  # one worker, for they share a run
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,8 +67,9 @@ def test_a_process_that_fails_is_told_and_changes_nothing(inputs: Path, run: Pat
     assert not list((failed / "samples").iterdir())
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-@pytest.mark.parametrize("lora", [None, {"rank": 2, "targets": ["q_proj"]}])
+@pytest.mark.parametrize(
+    ("ema", "lora"), [(None, None), (0.9, {"rank": 2, "targets": ["q_proj"]})], ids=["plain", "ema, lora"]
+)
 def test_what_is_sampled_is_what_would_be_exported(
     inputs: Path, run: Path, tmp_path: Path, lora: dict | None, ema: float | None
 ) -> None:

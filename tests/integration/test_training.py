@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "trainer"))
@@ -51,6 +52,7 @@ def test_undisturbed_run_leaves_what_a_run_should(undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
     assert {"recipe.yaml", "provenance.json", "lineage.json", "metrics.jsonl", "export", "logs"} <= names
     assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
+    assert "ZeRO-3, attention documents" in (undisturbed / "logs" / "rank-0.log").read_text()
     assert [event["step"] for event in events(undisturbed, "saved")] == list(range(4, STEPS + 1, 4))
     assert len(list((undisturbed / "checkpoints").iterdir())) == 2  # keep_last
 
@@ -122,6 +124,11 @@ def test_the_next_stage_takes_the_export_and_grows_when_told(inputs: Path, undis
     assert f"from {undisturbed / 'export'}, step {STEPS}" in chain
     assert parent["lineage"]["dataset"]["manifest_sha256"][:12] in chain
     assert "from random weights" in chain
+    # Two steps of Adam move a weight by no more than the learning rate each; random ones would be far away.
+    for name in ("vision_head.safetensors", "projector.safetensors"):
+        before, after = (load_file(path / "export" / name) for path in (undisturbed, run))
+        assert before.keys() == after.keys()
+        assert all((after[key] - before[key]).abs().max() <= 2.1e-3 for key in before)
 
 
 def test_a_dataset_of_another_tokenizer_is_refused(inputs: Path, tmp_path: Path) -> None:

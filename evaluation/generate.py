@@ -104,7 +104,9 @@ class PictureGenerator:
         """The size in tokens."""
         downsample = self.tokenizer.config.downsample
         if height % downsample or width % downsample:
-            raise ValueError(f"the size {height}x{width} is not a multiple of {downsample} pixels")
+            raise ValueError(
+                f"the size {height}x{width} is not a multiple of {downsample} pixels; the model's patches are {downsample * self.model.config.p}"
+            )
         return height // downsample, width // downsample
 
     def _prompt_ids(self, prompt: str) -> list[int]:

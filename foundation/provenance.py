@@ -21,6 +21,9 @@ PACKAGES = (
     "numpy",
     "pillow",
     "safetensors",
+    "wandb",
+    "s3fs",
+    "flash-attn",
 )
 
 

@@ -104,8 +104,10 @@ class PictureGenerator:
         """The size in tokens."""
         downsample = self.tokenizer.config.downsample
         if height % downsample or width % downsample:
+            side = downsample * self.model.config.p
             raise ValueError(
-                f"the size {height}x{width} is not a multiple of {downsample} pixels; the model's patches are {downsample * self.model.config.p}"
+                f"the size {height}x{width} is not a multiple of {downsample} pixels; sides of this model's "
+                f"pictures are multiples of {side}"
             )
         return height // downsample, width // downsample
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from foundation.errors import UserError
 from foundation.progress import say
 from trainer.checkpoint_files import (
     CheckpointManifest,
@@ -38,7 +40,7 @@ from trainer.checkpoint_files import (
 from trainer.flat_shards import FlatShard, LoadPlanner, PlainReader, PlainWriter, SavePlanner
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
-from trainer.remote_copy import upload
+from trainer.remote_copy import RemoteCopies, fetch_newest
 from trainer.run_folder import RunFolder
 
 
@@ -64,22 +66,21 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo")
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._pending: Future[None] | None = None
+        self._copies = RemoteCopies(section, events)
 
     def load_newest(self, shards: dict[str, FlatShard]) -> CheckpointManifest | None:
-        """Fill ``shards`` from the newest checkpoint that is whole; None where there is none.
+        """Fill ``shards`` from the newest checkpoint that is whole; None where there is none,
+        neither here nor in the object store that the recipe may name.
 
         A save that is being written is waited for: in a rewind it may well be the newest, and its thread
         talks over the same group. What had to be passed over is said, with the reason.
 
         Raises:
             StaleStart: a newer start of the run has taken over (found by the save that was waited for).
+            StoreUnreachable, PlaceUnusable: the run folder has no checkpoint, and none could be fetched.
         """
         self.wait()
-        if self._rank == 0:
-            remove_partials(self.run)
-        candidates: list[Any] = [committed(self.run) if self._rank == 0 else None]
-        dist.broadcast_object_list(candidates, src=0, group=self._group)
-        for step, folder in candidates[0]:
+        for step, folder in self._candidates():
             manifest, problems = self._verify(folder)
             if manifest is None or problems:
                 if self._rank == 0:
@@ -91,6 +92,24 @@ class Checkpoints:
             dcp.load(dict(shards), storage_reader=reader, planner=LoadPlanner(), process_group=self._group)
             return manifest
         return None
+
+    def _candidates(self) -> list[tuple[int, Path]]:
+        """Step and folder of what may be loaded, newest first, as rank 0 finds them."""
+        found: list[Any] = [None]
+        if self._rank == 0:
+            remove_partials(self.run)
+            try:
+                fetch_newest(self.run, self.section)
+                found = [committed(self.run)]
+            except (
+                UserError
+            ) as error:  # said by all ranks: one that went alone would leave the others waiting
+                found = [error]
+        dist.broadcast_object_list(found, src=0, group=self._group)
+        if isinstance(found[0], UserError):
+            raise found[0]
+        candidates: list[tuple[int, Path]] = found[0]
+        return candidates
 
     def _verify(self, folder: Path) -> tuple[CheckpointManifest | None, list[str]]:
         """The manifest, and what is wrong with the folder; each rank hashes its share of the files."""
@@ -131,6 +150,10 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
+    def close(self) -> None:
+        """Until the object store has its copies, or they are given up; saves are not waited for."""
+        self._copies.close()
+
     def _write(self, shards: dict[str, FlatShard], manifest: CheckpointManifest) -> None:
         """In the thread: write, agree that all ranks succeeded, commit."""
         started = time.monotonic()
@@ -143,7 +166,7 @@ class Checkpoints:
             dcp.save(dict(shards), storage_writer=writer, planner=SavePlanner(), process_group=self._group)
             names = [f"__{self._rank}_0.distcp"] + ([".metadata"] if self._rank == 0 else [])
             files = {name: describe_file(partial / name) for name in names if (partial / name).exists()}
-        except (OSError, RuntimeError, dcp.CheckpointException) as error:
+        except (Exception, dcp.CheckpointException) as error:  # noqa: BLE001  (the others wait below)
             problem = f"rank {self._rank}: {_cause(error)}"
         everyones: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyones, (problem, files), group=self._group)
@@ -151,7 +174,7 @@ class Checkpoints:
         stale: list[StaleStart | None] = [None]
         if self._rank == 0:
             whole = replace(manifest, files={k: v for _, theirs in everyones for k, v in theirs.items()})
-            stale = [self._commit(partial, whole, problems, started)]
+            stale = [self._commit(partial, whole, problems, started)]  # raises nothing: the others wait
         dist.broadcast_object_list(stale, src=0, group=self._group)
         if stale[0] is not None:
             raise stale[0]
@@ -164,21 +187,21 @@ class Checkpoints:
             if not problems:
                 final = commit(self.run, partial, manifest)
                 self.newest = manifest.step
-                retain(self.run, self.section.keep_last, self.section.keep_every)
+                self._copies.add(final)
+                retain(self.run, self.section.keep_last, self.section.keep_every, self._copies.under_way())
                 self.events.write("saved", step=manifest.step, seconds=round(time.monotonic() - started, 3))
-                if self.section.remote:
-                    upload(final, self.section)
                 return None
         except StaleStart as error:
             return error
-        except OSError as error:
-            problems = [str(error)]
+        except Exception as error:  # noqa: BLE001  (nothing may escape before what the other ranks wait for)
+            problems = [_cause(error)]
         shutil.rmtree(partial, ignore_errors=True)
-        self.events.write("save_failed", step=manifest.step, problems=problems)
         say(
             f"THE CHECKPOINT OF STEP {manifest.step} COULD NOT BE SAVED: {'; '.join(problems)}. Training "
             "goes on; the older checkpoints are untouched. Make room before the next one is due."
         )
+        with suppress(OSError):  # the same full disk
+            self.events.write("save_failed", step=manifest.step, problems=problems)
         return None
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,10 +148,14 @@ def damage(folder: Path, manifest: CheckpointManifest, names: Iterable[str]) -> 
             yield f"{name} has changed since it was written (hash)"
 
 
-def retain(run: RunFolder, keep_last: int, keep_every: int | None) -> None:
-    """Remove old checkpoints, but the newest ``keep_last`` and each ``keep_every``-th step."""
+def retain(
+    run: RunFolder, keep_last: int, keep_every: int | None, in_use: Collection[Path] = frozenset()
+) -> None:
+    """Remove old checkpoints, but the newest ``keep_last``, each ``keep_every``-th step, and those ``in_use``
+    (which go at a later call).
+    """
     for step, folder in committed(run)[keep_last:]:
-        if keep_every is None or step % keep_every:
+        if folder not in in_use and (keep_every is None or step % keep_every):
             _remove(folder)
 
 

@@ -32,7 +32,6 @@ from trainer.guard import Guard
 from trainer.meter import StepMeter
 from trainer.metrics import EventLog, MetricsLog
 from trainer.recipe import CHANGEABLE, StageRecipe
-from trainer.remote_copy import fetch_newest
 from trainer.run_folder import RunFolder
 from trainer.samples import SideSampler
 from trainer.signals import StopFlag
@@ -102,8 +101,6 @@ class Stage:
         self.rewinds, self.saved_step, self._saved_at = 0, -1, time.monotonic()
         identity = recipe_hash(recipe, exclude=CHANGEABLE)
         self.checkpoints = Checkpoints(run, start, recipe.checkpoints, identity, self.lineage, self.events)
-        if recipe.checkpoints.remote and self.rank == 0:
-            fetch_newest(run, recipe.checkpoints)
         self.restore()
         self.loader = StepLoader(self.plan, self._encode, tokens, config.head, self.rank)
         self.watchdog, self._in_step = Watchdog(recipe.watchdog), False
@@ -227,6 +224,7 @@ class Stage:
             self.sampler.close()
         if self.metrics is not None:
             self.metrics.close()
+        self.checkpoints.close()
 
     # --- inside ---------------------------------------------------------------------------------------------
 

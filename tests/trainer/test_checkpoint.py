@@ -1,7 +1,6 @@
 """Saving and loading in one process: what is passed over, what a failed save leaves behind."""
 
 import errno
-import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from trainer.checkpoint import Checkpoints
-from trainer.checkpoint_files import MANIFEST, StaleStart, committed
+from trainer.checkpoint_files import StaleStart, committed
 from trainer.flat_shards import FlatShard, PlainUnpickler
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
@@ -137,21 +136,3 @@ def test_an_index_that_names_code_is_refused() -> None:
 
     with pytest.raises(pickle.UnpicklingError, match=r"may not name builtins\.print"):
         PlainUnpickler(io.BytesIO(pickle.dumps(Attack()))).load()
-
-
-def test_a_remote_copy_fills_an_empty_run(run: RunFolder, tmp_path: Path) -> None:
-    from trainer.remote_copy import fetch_newest
-
-    remote = tmp_path / "store"
-    saver = checkpoints(run, remote=f"file://{remote}", keep_last=1)
-    save(saver, 1)
-    save(saver, 2)
-    assert [path.name for path in remote.iterdir()] == ["step-2"]
-    lost = RunFolder(tmp_path / "lost")
-    lost.checkpoints.mkdir(parents=True)
-    lost.starts.mkdir()
-    fetch_newest(lost, saver.section)
-    assert json.loads((lost.checkpoints / "step-2" / MANIFEST).read_text())["step"] == 2
-    into = shards(0.0)
-    assert checkpoints(lost).load_newest(into) is not None
-    assert torch.equal(into["master/a"].values, torch.full((7,), 2.0))

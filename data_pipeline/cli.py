@@ -86,11 +86,24 @@ def status(dataset: Dataset) -> None:
 
 
 @app.command()
-def retry(dataset: Dataset) -> None:
-    """Forget the failures of a dataset's tasks, so that the next `tokenize` tries them again."""
-    from data_pipeline.status import clear_failures
+def retry(
+    dataset: Dataset,
+    without: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--give-up", metavar="N", help="Go on without task N, for good; may be given again.", min=0
+        ),
+    ] = None,
+) -> None:
+    """Forget the failures of a dataset's tasks, so that the next `tokenize` tries them again; or
+    do without some."""
+    from data_pipeline.status import clear_failures, give_up
     from foundation.progress import say
 
+    if without:
+        give_up(dataset, sorted(set(without)))
+        say(f"{len(set(without))} tasks given up; run `bitdance data tokenize` with the recipe again")
+        return
     say(f"{clear_failures(dataset)} failures cleared; run `bitdance data tokenize` with the recipe again")
 
 

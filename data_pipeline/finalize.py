@@ -58,7 +58,7 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
         say(f"{output}: finished already, {_totals(finished)}")
         return finished
     markers = _markers(folder, plan)
-    dropped = _near_duplicates(folder, plan, recipe, memory)
+    dropped = _near_duplicates(folder, sorted(markers), recipe, memory)
     manifest = _write(folder, recipe, plan, markers, dropped)
     folder.sweep_all()
     _report(manifest, markers)
@@ -96,29 +96,30 @@ def _recipe_hash(recipe: TokenizeRecipe) -> str:
     return recipe_hash(recipe, {"compute"})
 
 
-def _markers(folder: DatasetFolder, plan: Plan) -> list[dict[str, Any]]:
+def _markers(folder: DatasetFolder, plan: Plan) -> dict[int, dict[str, Any]]:
+    """The markers of all tasks but those that were given up."""
     found = folder.markers(range(len(plan.shards)))
-    absent = [number for number in range(len(plan.shards)) if number not in found]
+    given_up = folder.given_up()
+    absent = [n for n in range(len(plan.shards)) if n not in found and n not in given_up]
     if absent:
         shown = ", ".join(f"{number:05d}" for number in absent[:8]) + (", ..." if len(absent) > 8 else "")
         raise DataError(
             f"{folder.root}: {len(absent)} of {len(plan.shards)} tasks are not done ({shown}); "
             "run `bitdance data tokenize` again, and see `bitdance data status`"
         )
-    markers = [found[number] for number in sorted(found)]
-    if not any(marker["classes"] for marker in markers):
-        raise DataError(f"{folder.root}: the tasks hold no sample; {_counts_in_words(_sum_counts(markers))}")
-    return markers
+    if not any(marker["classes"] for marker in found.values()):
+        raise DataError(f"{folder.root}: the tasks hold no sample; {_counts_in_words(_sum_counts(found))}")
+    return found
 
 
 def _near_duplicates(
-    folder: DatasetFolder, plan: Plan, recipe: TokenizeRecipe, memory: str
+    folder: DatasetFolder, numbers: list[int], recipe: TokenizeRecipe, memory: str
 ) -> dict[int, NDArray[np.int64]]:
     """Task -> numbers of its pictures that are left out, sorted."""
     if recipe.near_duplicates is None:
         return {}
     spill = folder.store.scratch("near-duplicates")
-    files = sql_list([_table_address(folder, number) for number in range(len(plan.shards))])
+    files = sql_list([_table_address(folder, number) for number in numbers])
     pictures = (
         f"SELECT (({LARGEST_SIDE} - max(resolution))::UBIGINT << {TASK_BITS + PICTURE_BITS}) "
         f"| (task::UBIGINT << {PICTURE_BITS}) | picture::UBIGINT AS rank, any_value(phash) AS phash FROM "
@@ -156,7 +157,7 @@ def _write(
     folder: DatasetFolder,
     recipe: TokenizeRecipe,
     plan: Plan,
-    markers: list[dict[str, Any]],
+    markers: dict[int, dict[str, Any]],
     dropped: dict[int, NDArray[np.int64]],
 ) -> Manifest:
     working = folder.store.scratch("side")
@@ -165,7 +166,7 @@ def _write(
         for section in recipe.classes:
             side = working / str(section.resolution)
             side.mkdir()
-            classes.append(_write_class(folder, section, len(markers), dropped, side, position, shards))
+            classes.append(_write_class(folder, section, sorted(markers), dropped, side, position, shards))
         entries = file_entries(working)
         name = "side-" + hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:8]
         with contextlib.suppress(FileExistsError):  # named by its content: the same
@@ -185,8 +186,9 @@ def _write(
         tokenizer=plan.tokenizer,
         text_tokenizer=plan.text_tokenizer,
         classes=[c.model_copy(update={"side": f"{name}/{c.resolution}"}) for c in classes],
-        tasks=len(markers),
-        quarantined=sum(marker["counts"]["refused"] for marker in markers),
+        tasks=len(plan.shards),
+        given_up=sorted(set(range(len(plan.shards))) - set(markers)),
+        quarantined=_sum_counts(markers)["refused"],
         near_duplicates=sum(c.raw_samples - c.samples for c in classes),
         files={path: FileEntry(**entry) for path, entry in sorted(named.items())},
     )
@@ -197,7 +199,7 @@ def _write(
 def _write_class(
     folder: DatasetFolder,
     section: ClassSection,
-    tasks: int,
+    tasks: list[int],
     dropped: dict[int, NDArray[np.int64]],
     side: Path,
     position: _Position,
@@ -212,7 +214,7 @@ def _write_class(
         NpyStream(side / "shard_sizes.npy", "<u4") as shard_sizes,
         NpyStream(side / "dropped.npy", "<i8") as left_out,
     ):
-        for number in track(range(tasks), f"Indexing class {section.resolution}"):
+        for number in track(tasks, f"Indexing class {section.resolution}"):
             own = _task_shards(folder, number, section.resolution)
             if not own:
                 continue
@@ -271,9 +273,9 @@ def _class_samples(folder: DatasetFolder, number: int, resolution: int) -> dict[
     return {name: table[name].to_numpy() for name in columns[1:]}
 
 
-def _sum_counts(markers: list[dict[str, Any]]) -> Counter[str]:
+def _sum_counts(markers: dict[int, dict[str, Any]]) -> Counter[str]:
     total: Counter[str] = Counter()
-    for marker in markers:
+    for marker in markers.values():
         total.update(marker["counts"])
     return total
 
@@ -289,6 +291,8 @@ def _totals(manifest: Manifest) -> str:
     return ", ".join(f"{c.samples:,} samples of class {c.resolution}" for c in manifest.classes)
 
 
-def _report(manifest: Manifest, markers: list[dict[str, Any]]) -> None:
+def _report(manifest: Manifest, markers: dict[int, dict[str, Any]]) -> None:
+    if manifest.given_up:
+        say(f"{len(manifest.given_up):,} of {manifest.tasks:,} tasks were given up")
     say(_counts_in_words(_sum_counts(markers)))
     say(f"{_totals(manifest)}; {manifest.near_duplicates:,} near-duplicate records left out")

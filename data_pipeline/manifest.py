@@ -17,6 +17,7 @@ A dataset is a folder (local, or a prefix of an object store):
         shard_sizes.npy    uint32 [shards]: kept samples of each shard
         dropped.npy        int64 [raw_samples - samples], sorted: raw positions in the class that are left out
                            as near-duplicates; usually empty
+    given_up/NNNNN.json    a task that the dataset goes without, and why
     text_tokenizer/        where the recipe trained one on the captions
     recipe.json            the tokenize recipe that made the folder; another recipe is refused
 
@@ -115,7 +116,8 @@ class Manifest(_Part):
         tokenizer: the binary tokenizer.
         text_tokenizer: what `n_text` was counted with.
         classes: by rising resolution, in the order of `index.json`.
-        tasks: number of tasks whose shards are in the index.
+        tasks: number of tasks.
+        given_up: those of them that the dataset goes without, sorted; in the file only where there are any.
         quarantined: samples that were refused while tokenizing.
         near_duplicates: samples left out as near-duplicates, over all classes.
         files: `index.json`, side index and text tokenizer: path relative to the dataset -> size and hash.
@@ -129,13 +131,15 @@ class Manifest(_Part):
     text_tokenizer: TextTokenizerManifest
     classes: list[ClassManifest]
     tasks: int
+    given_up: list[int] = []
     quarantined: int
     near_duplicates: int
     files: dict[str, FileEntry]
 
     def to_json(self) -> str:
         """Canonical text: sorted keys, so that equal manifests are equal files."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n"
+        values = self.model_dump(mode="json", exclude=set() if self.given_up else {"given_up"})
+        return json.dumps(values, sort_keys=True, indent=1) + "\n"
 
     def sha256(self) -> str:
         """Hash of the manifest's text: the dataset's identity, as a run's lineage records it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.tokenize.folder import DONE_NAME, PARTIAL, TASKS, DatasetFolder, Plan
-from foundation.errors import DataError
+from foundation.errors import DataError, Problems, RecipeError
 from foundation.progress import say
 
 ALIVE_SECONDS = 600.0  # a task under way writes shards; one that has not for so long has probably been killed
@@ -24,6 +25,7 @@ class Status:
         running: under way: a working folder that changed in the last ten minutes; always 0 on S3, where the
             working folders are not in the dataset.
         failed: task -> reason.
+        given_up: task that the dataset goes without -> reason.
         read: samples read by finished tasks.
         records: records written by them.
         refused: samples in their quarantine lists.
@@ -36,6 +38,7 @@ class Status:
     done: int
     running: int
     failed: dict[int, str]
+    given_up: dict[int, str]
     read: int
     records: int
     refused: int
@@ -58,6 +61,7 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
     now = time.time() if now is None else now
     done = folder.markers(range(len(plan.shards)))
     failures = {n: failure for n, failure in folder.failures().items() if n not in done}
+    given_up = {n: note for n, note in folder.given_up().items() if n not in done}
     files = folder.store.files(TASKS)
     counts = [marker["counts"] for marker in done.values()]
     read = sum(c["read"] for c in counts)
@@ -67,12 +71,13 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
         # The first task's end starts the clock, so its own samples do not count.
         tasks_per_second = (len(ends) - 1) / (max(ends) - min(ends))
         rate = tasks_per_second * read / len(ends)
-        left = (len(plan.shards) - len(done)) / tasks_per_second
+        left = (len(plan.shards) - len(done) - len(given_up)) / tasks_per_second
     return Status(
         tasks=len(plan.shards),
         done=len(done),
         running=sum(now - _newest(path) < ALIVE_SECONDS for path in folder.partials()),
         failed={n: str(failure["reason"]) for n, failure in failures.items()},
+        given_up={n: str(note["reason"]) for n, note in given_up.items()},
         read=read,
         records=sum(c["records"] for c in counts),
         refused=sum(c["refused"] for c in counts),
@@ -86,7 +91,8 @@ def print_status(status: Status) -> None:
     """Say it in a few lines."""
     say(
         f"{status.done:,} of {status.tasks:,} tasks done, {status.running:,} under way, "
-        f"{len(status.failed):,} failed; the dataset is {'finished' if status.finished else 'not finished'}"
+        f"{len(status.failed):,} failed, {len(status.given_up):,} given up; "
+        f"the dataset is {'finished' if status.finished else 'not finished'}"
     )
     say(f"{status.read:,} samples read, {status.refused:,} refused, {status.records:,} records written")
     if status.samples_per_second is not None and status.seconds_left is not None:
@@ -94,6 +100,8 @@ def print_status(status: Status) -> None:
         say(f"{status.samples_per_second:,.1f} samples a second{left}")
     for number, reason in sorted(status.failed.items()):
         say(f"task {number:05d} failed: {reason}")
+    for number, reason in sorted(status.given_up.items()):
+        say(f"task {number:05d} given up: {reason}")
 
 
 def clear_failures(dataset: str | Path) -> int:
@@ -103,6 +111,26 @@ def clear_failures(dataset: str | Path) -> int:
     for number in failed:
         folder.clear_failure(number)
     return len(failed)
+
+
+def give_up(dataset: str | Path, numbers: Sequence[int]) -> None:
+    """Record that the dataset goes without these tasks.
+
+    Raises:
+        RecipeError: numbers of no task, or of tasks that are done.
+    """
+    folder, plan = _open(dataset)
+    failures, done = folder.failures(), folder.markers(numbers)
+    problems = Problems()
+    for number in numbers:
+        if not 0 <= number < len(plan.shards):
+            problems.add(f"task {number}", "no such task", f"they are 0 to {len(plan.shards) - 1}")
+        elif number in done:
+            problems.add(f"task {number:05d}", "is done", "only what is not done can be given up")
+    problems.raise_if_any(RecipeError, f"Tasks of {dataset} cannot be given up")
+    for number in numbers:
+        reason = failures.get(number, {}).get("reason", f"{plan.shards[number].label}: had not been done")
+        folder.give_up(number, plan.shards[number], reason)
 
 
 def _open(dataset: str | Path) -> tuple[DatasetFolder, Plan]:

@@ -92,8 +92,9 @@ def _check_counts(
 
 
 def _check_tasks(manifest: Manifest, folder: DatasetFolder, problems: Problems) -> None:
-    markers = folder.markers(range(manifest.tasks))
-    for number in range(manifest.tasks):
+    numbers = [number for number in range(manifest.tasks) if number not in set(manifest.given_up)]
+    markers = folder.markers(numbers)
+    for number in numbers:
         marker = markers.get(number)
         if marker is None:
             problems.add(

@@ -6,7 +6,10 @@ plan.json           the input shards in order, and both tokenizers; fixed by the
 tasks/NNNNN/        a finished task
 tasks/.NNNNN.HOST.PID.XXXX.partial/    a task under way (or what a killed one has left)
                     (on S3: in the local temporary folder)
-failed/NNNNN.json   a task that cannot be done: the reason, and the shard's size at that time
+failed/NNNNN.json   a task that cannot be done: the reason, the shard's size at that time, and the samples
+                    that could not be used where they were too many
+given_up/NNNNN.json a task that the dataset goes without, by `bitdance data retry --give-up`; remove the file
+                    to have the task back
 """
 
 from __future__ import annotations
@@ -30,10 +33,11 @@ from foundation.files import sha256_file
 
 PLAN_NAME = "plan.json"
 DONE_NAME = "done.json"
-TASKS, FAILED = "tasks", "failed"
+TASKS, FAILED, GIVEN_UP = "tasks", "failed", "given_up"
 NUMBER = re.compile("[0-9]{5,}")
 MARKER = re.compile(TASKS + r"/([0-9]{5,})/" + re.escape(DONE_NAME))
-FAILURE = re.compile(FAILED + r"/([0-9]{5,})\.json")
+NOTE = re.compile(r"[a-z_]+/([0-9]{5,})\.json")
+REFUSED_LISTED = 10_000  # samples in the file of a failed task
 PARTIAL = re.compile(r"^\.(\d+)\.(.+)\.(\d+)\.[0-9a-f]{8}\.partial$")
 
 
@@ -188,9 +192,15 @@ class DatasetFolder:
 
     def failures(self) -> dict[int, dict[str, Any]]:
         """Why tasks failed."""
-        numbers = {
-            name: int(match[1]) for name in self.store.files(FAILED) if (match := FAILURE.fullmatch(name))
-        }
+        return self._notes(FAILED)
+
+    def given_up(self) -> dict[int, dict[str, Any]]:
+        """The tasks that the dataset goes without, and why."""
+        return self._notes(GIVEN_UP)
+
+    def _notes(self, folder: str) -> dict[int, dict[str, Any]]:
+        names = self.store.files(folder)
+        numbers = {name: int(match[1]) for name in names if (match := NOTE.fullmatch(name))}
         found = {}
         for name, text in self.store.read_many(list(numbers)).items():
             try:
@@ -200,10 +210,18 @@ class DatasetFolder:
                 found[numbers[name]] = {"reason": reason, "shard": "", "size": -1}
         return found
 
-    def fail(self, number: int, shard: Shard, reason: str) -> None:
-        """Record that a task cannot be done."""
-        text = json.dumps({"reason": reason, "shard": shard.label, "size": shard.size}, indent=1)
-        self.store.write(f"{FAILED}/{number:05d}.json", text.encode())
+    def fail(self, number: int, shard: Shard, reason: str, refused: Sequence[dict[str, str]] = ()) -> None:
+        """Record that a task cannot be done, and which of its samples could not be used."""
+        note = {"reason": reason, "shard": shard.label, "size": shard.size}
+        if refused:
+            note |= {"refused": refused[:REFUSED_LISTED], "refused_in_all": len(refused)}
+        self.store.write(f"{FAILED}/{number:05d}.json", json.dumps(note, indent=1).encode())
+
+    def give_up(self, number: int, shard: Shard, reason: str) -> None:
+        """Record that the dataset goes without a task."""
+        note = {"reason": reason, "shard": shard.label, "size": shard.size}
+        self.store.write(f"{GIVEN_UP}/{number:05d}.json", json.dumps(note, indent=1).encode())
+        self.clear_failure(number)
 
     def clear_failure(self, number: int) -> None:
         """Forget a failure, so that the task is tried again."""

@@ -23,7 +23,8 @@ from data_pipeline.tokenize.workers import work_here, work_in_processes
 from foundation.errors import DataError, Problems, RecipeError, UserError
 from foundation.progress import say, track
 
-FREE_KEYS = frozenset({"compute"})  # may differ between runs: they do not change what is written
+# May differ between runs: they do not change what a task writes.
+FREE_KEYS = frozenset({"compute", "max_bad_fraction"})
 SLICE = re.compile("[0-9]+/[0-9]+")
 TEXT_FOLDER, TEXT_FILE = "text_tokenizer", "tokenizer.json"
 
@@ -67,7 +68,9 @@ def _run(recipe: TokenizeRecipe, part: Slice | None) -> None:
         lines = "\n".join(f"  task {number:05d}: {reason}" for number, reason in sorted(failed.items()))
         raise DataError(
             f"{len(failed)} of {len(numbers)} tasks failed, the others are done:\n{lines}\n"
-            "Mend or remove what is wrong, then `bitdance data retry` and the same command again."
+            f"Mend what is wrong, then `bitdance data retry {recipe.output}` and the same command again. To "
+            f"go on without a shard: `bitdance data retry {recipe.output} --give-up {min(failed)}`. All "
+            f"reasons are in {folder.address('failed')}."
         )
     if part is None:
         finalize_dataset(recipe.output)
@@ -119,15 +122,26 @@ def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerMan
             f"The tokenizer {recipe.tokenizer} has other weights than when {recipe.output} was begun (now "
             f"{now}, then {then}); name another output folder"
         )
-    known, found = {shard.label for shard in plan.shards}, {shard.label for shard in shards}
-    if known != found:
-        example = sorted(known ^ found)[0]
+    return _as_found(plan, shards, folder)
+
+
+def _as_found(plan: Plan, shards: list[Shard], folder: DatasetFolder) -> Plan:
+    """The plan with the shards' present sizes; RecipeError where shards are new, or gone and not given up."""
+    found = {shard.label: shard for shard in shards}
+    new = sorted(set(found) - {shard.label for shard in plan.shards})
+    gone = [number for number, shard in enumerate(plan.shards) if shard.label not in found]
+    if gone:
+        given_up = folder.given_up()
+        gone = [number for number in gone if number not in given_up]
+    if new or gone:
+        example = new[0] if new else plan.shards[gone[0]].label
+        command = f"`bitdance data retry {folder.root} --give-up {' --give-up '.join(map(str, gone[:8]))}`"
         raise RecipeError(
-            f"The input of {recipe.output} has changed since it was begun: {len(found - known)} are new "
-            f"and {len(known - found)} gone (such as {example}); name another output folder"
+            f"The input of {folder.root} has changed since it was begun: {len(new)} are new and {len(gone)} "
+            f"gone (such as {example}); name another output folder"
+            + (f", or go on without what is gone: {command}" if gone else "")
         )
-    by_label = {shard.label: shard for shard in shards}
-    return replace(plan, shards=tuple(by_label[shard.label] for shard in plan.shards))
+    return replace(plan, shards=tuple(found.get(shard.label, shard) for shard in plan.shards))
 
 
 def _text_tokenizer(recipe: TokenizeRecipe, folder: DatasetFolder, shards: list[Shard]) -> tuple[str, Any]:
@@ -164,8 +178,11 @@ def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[in
     missing: list[int] = []
     failed: dict[int, str] = {}
     markers, failures, present = folder.markers(numbers), folder.failures(), folder.present()
+    given_up = folder.given_up()
     for number in numbers:
         size = plan.shards[number].size
+        if number in given_up and number not in markers:
+            continue
         if number in markers:
             if markers[number]["shard_bytes"] != size:
                 where = folder.address(folder.task(number))

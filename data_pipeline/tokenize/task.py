@@ -37,6 +37,14 @@ DECODE_WINDOW_PER_WORKER = 8
 REASONS_SHOWN = 5
 
 
+class TooManyRefused(DataError):
+    """A shard with more bad samples than the recipe allows; `refused` lists them, key and reason each."""
+
+    def __init__(self, message: str, refused: list[dict[str, str]]):
+        super().__init__(message)
+        self.refused = refused
+
+
 class TaskRunner:
     """Everything that tasks of one process share.
 
@@ -70,7 +78,8 @@ class TaskRunner:
         """Do a task and commit it; its marker.
 
         Raises:
-            DataError: the shard is damaged, or too many of its samples are; nothing is left behind.
+            DataError: the shard is damaged; nothing is left behind.
+            TooManyRefused: too many of its samples are.
         """
         shard = self.plan.shards[number]
         working = self.folder.new_partial(number)
@@ -185,9 +194,10 @@ class _Task:
                 f"\n    {line['key']}: {line['reason']}" for line in self.writer.quarantine[:REASONS_SHOWN]
             )
             more = f"\n    ... and {refused - REASONS_SHOWN} more" if refused > REASONS_SHOWN else ""
-            raise DataError(
+            raise TooManyRefused(
                 f"{self.shard.label}: {refused} of {considered} samples cannot be used, over max_bad_fraction"
-                f" = {self.recipe.max_bad_fraction:g}:{shown}{more}"
+                f" = {self.recipe.max_bad_fraction:g} (which may be raised on the way):{shown}{more}",
+                self.writer.quarantine,
             )
 
     def _marker(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from data_pipeline.tokenize.decoding import leave_interrupts_to_the_parent
 from data_pipeline.tokenize.encoder import Encoder
 from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from data_pipeline.tokenize.task import TaskRunner
+from data_pipeline.tokenize.task import TaskRunner, TooManyRefused
 from foundation.errors import ExitCode, UserError
 
 POLL_SECONDS = 1.0
@@ -77,11 +77,13 @@ class Workshop:
         """
         import torch
 
-        shard = self.plan.shards[number]
+        shard, refused = self.plan.shards[number], list[dict[str, str]]()
         try:
             self.runner.run(number)
         except StoreUnreachable:
             raise
+        except TooManyRefused as error:
+            reason, refused = str(error), error.refused
         except UserError as error:
             reason = str(error)
         except (BrokenExecutor, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
@@ -96,7 +98,7 @@ class Workshop:
             reason = _unforeseen(shard, error)
         else:
             return None
-        self.folder.fail(number, shard, reason)
+        self.folder.fail(number, shard, reason, refused)
         return reason
 
 

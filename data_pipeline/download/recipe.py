@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from data_pipeline.ingest.storage import LocalPath
 from foundation.recipes import Section
 
 
@@ -76,8 +77,8 @@ class DownloadRecipe(Section):
     """From kept rows to webdataset shards.
 
     Attributes:
-        rows: the filter's `kept.parquet`.
-        output: a folder; the tars come into `shards/` below it.
+        rows: the filter's `kept.parquet`, local.
+        output: a local folder; the tars come into `shards/` below it.
         polite: behaviour towards servers.
         limits: caps on one picture.
         pictures: what becomes of a picture.
@@ -86,8 +87,8 @@ class DownloadRecipe(Section):
         compute: processes and threads.
     """
 
-    rows: str
-    output: str
+    rows: LocalPath
+    output: LocalPath
     polite: PoliteSection
     limits: LimitSection = LimitSection()
     pictures: PictureSection = PictureSection()

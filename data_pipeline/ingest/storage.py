@@ -6,7 +6,9 @@ import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import IO, Annotated, Any, cast
+
+from pydantic import AfterValidator
 
 from foundation.errors import DataError, ExitCode, UserError
 
@@ -18,6 +20,15 @@ class StoreUnreachable(UserError):
     """The object store does not answer, or does not let us in; the same command goes on once it does."""
 
     exit_code = ExitCode.REQUEUE
+
+
+def _local(path: str) -> str:
+    if "://" in path:
+        raise ValueError(f"{path} is no local path, and only a local one works here")
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_local)]  # in recipes: where no address of an object store will do
 
 
 @contextmanager

@@ -14,7 +14,15 @@ import numpy as np
 from data_pipeline.ingest.storage import is_remote, reaching, remote_files
 from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
 from data_pipeline.metadata.rules import ListRule
-from data_pipeline.metadata.schema import COLUMNS, IDENTITIES, FileGroup, sql_list, sql_name, sql_text
+from data_pipeline.metadata.schema import (
+    COLUMNS,
+    IDENTITIES,
+    FileGroup,
+    sql_cast,
+    sql_list,
+    sql_name,
+    sql_text,
+)
 from foundation.errors import DataError, Problems
 
 
@@ -26,9 +34,13 @@ def open_engine(engine: EngineSection, spill: Path, remote: bool) -> Iterator[du
         engine: the bounds.
         spill: folder for temporary files, which need not exist.
         remote: whether any path is an `s3://` address.
+
+    Raises:
+        DataError: in it, memory or the disk is not enough, or a file is damaged.
     """
     connection = duckdb.connect(config={"memory_limit": engine.memory, "temp_directory": str(spill)})
     try:
+        # What DuckDB raises for our own SQL (binder, parser) is not among these: that is no one's data.
         if engine.threads:
             connection.execute(f"SET threads = {engine.threads}")
         # No extension is fetched from the network behind the user's back.
@@ -37,6 +49,11 @@ def open_engine(engine: EngineSection, spill: Path, remote: bool) -> Iterator[du
         if remote:
             connection.register_filesystem(remote_files())
         yield connection
+    except (duckdb.OperationalError, duckdb.DataError, duckdb.InvalidInputException) as error:
+        raise DataError(
+            f"DuckDB cannot go on: {str(error).splitlines()[0]}. It has engine.memory = {engine.memory} and "
+            f"writes temporary files to {spill} (engine.spill)"
+        ) from None
     finally:
         connection.close()
 
@@ -114,7 +131,7 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
         has = ", ".join(sorted(present))
         raise DataError(f"joins.{number}: {files[0]} has no column {', '.join(absent)}; it has {has}")
     picked = ", ".join(
-        f"max(TRY_CAST({sql_name(theirs)} AS {COLUMNS[ours][0]})) AS {ours}"
+        f"max({sql_cast(sql_name(theirs), COLUMNS[ours][0])}) AS {ours}"
         for ours, theirs in join.columns.items()
     )
     kind = COLUMNS[join.by][0]
@@ -145,18 +162,47 @@ def load_list(connection: duckdb.DuckDBPyConnection, rule: ListRule, place: int)
             _load_subset(connection, path, place)
             return
         if path.suffix == ".parquet":
-            first = connection.execute(
-                f"DESCRIBE SELECT * FROM read_parquet({sql_text(str(path))})"
-            ).fetchall()[0][0]
-            source = (
-                f"SELECT CAST({sql_name(first)} AS VARCHAR) AS value FROM read_parquet({sql_text(str(path))})"
-            )
-            connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT value FROM ({source})")
-            return
-        values = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            _load_column(connection, path, place)
+            values = []
+        else:
+            values = _lines(path, place)
+    if rule.file is None or not rule.file.endswith(".parquet"):
+        connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT unnest(?) AS value", [values])
     if rule.by == "domain":
-        values = [value.lower() for value in values]
-    connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT unnest(?) AS value", [values])
+        _match_domains(connection, place)
+
+
+def _match_domains(connection: duckdb.DuckDBPyConnection, place: int) -> None:
+    """Make the macro `listed_<place>(host)`: whether a host, or a domain above it, is on the list."""
+    connection.execute(f"UPDATE list_{place} SET value = trim(regexp_replace(lower(value), '^\\*', ''), '.')")
+    labels = f"SELECT DISTINCT len(string_split(value, '.')) FROM list_{place} WHERE value <> ''"
+    # A domain of n labels stands for the hosts whose last n labels it is.
+    ends = [
+        f"array_to_string(string_split(host, '.')[-{n}:], '.') IN (SELECT value FROM list_{place})"
+        for (n,) in connection.execute(labels).fetchall()
+    ]
+    connection.execute(f"CREATE TEMP MACRO listed_{place}(host) AS ({' OR '.join(ends) or 'false'})")
+
+
+def _lines(path: Path, place: int) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"rules.{place}: the list {path} is not UTF-8 (byte {error.start}); convert it"
+        ) from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _load_column(connection: duckdb.DuckDBPyConnection, path: Path, place: int) -> None:
+    table = f"read_parquet({sql_text(str(path))})"
+    try:
+        first = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()[0][0]
+        source = f"SELECT CAST({sql_name(first)} AS VARCHAR) AS value FROM {table}"
+        connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT value FROM ({source})")
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"rules.{place}: the list {path} cannot be read as parquet ({reason})") from None
 
 
 def _load_subset(connection: duckdb.DuckDBPyConnection, path: Path, place: int) -> None:

@@ -13,6 +13,7 @@ drops by row number.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from data_pipeline.metadata.engine import expand, group_files, load_list, open_e
 from data_pipeline.metadata.funnel import Funnel, FunnelStep, draw_funnel, print_funnel
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.metadata.rules import DeduplicateRule, ListRule, RowRule, TopFractionRule
-from data_pipeline.metadata.schema import sql_text
+from data_pipeline.metadata.schema import IDENTITIES, sql_text
 from data_pipeline.recipe_folder import claim_folder, recipe_record
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.files import commit_folder
@@ -129,6 +130,15 @@ class _Filtering:
         provided = {column for group in self.groups for column in group.provided()}
         provided |= {column for join in self.recipe.joins for column in join.columns}
         problems = Problems()
+        own = {column for group in self.groups for column in group.provided()}
+        for place, join in enumerate(self.recipe.joins):
+            if join.by not in own:
+                have = ", ".join(name for name in IDENTITIES if name in own)
+                problems.add(
+                    f"joins.{place}",
+                    f"no source has the column {join.by!r}, so nothing would be joined",
+                    f"they can be joined by {have}",
+                )
         for place, rule in enumerate(self.recipe.rules):
             for column in sorted(rule.needs() - provided):
                 problems.add(
@@ -177,19 +187,28 @@ class _Filtering:
         self._stage()
         before = self._count(self.rows)
         threshold = self._nth_highest(rule.column, max(1, round(before * rule.fraction)))
+        if threshold is None:
+            self.rows = f"SELECT * FROM ({self.rows}) WHERE false"
+            self.steps.append(FunnelStep(f"{rule.label()} (no row has it)", before, 0))
+            return
         self.rows = f"SELECT * FROM ({self.rows}) WHERE {rule.column} >= {threshold!r}"
         self.steps.append(FunnelStep(f"{rule.label()} (>= {threshold:.4g})", before, self._count(self.rows)))
 
-    def _nth_highest(self, column: str, n: int) -> float:
-        """The n-th highest value, exactly: a histogram finds the bin, then only that bin is sorted."""
+    def _nth_highest(self, column: str, n: int) -> float | None:
+        """The n-th highest value, exactly, or the lowest of fewer values; None where there are none.
+
+        A histogram finds the bin, then only that bin is sorted.
+        """
         bounds = f"SELECT min({column}), max({column}), count({column}) FROM ({self.rows})"
         low, high, count = self.connection.execute(bounds).fetchone() or (None, None, 0)
-        if not count or n > count:
-            return low if low is not None else float("inf")
-        if low == high:
+        if not count:
+            return None
+        if n > count or low == high:
             return float(low)
         scaled = f"({column} - {low!r}) / {(high - low)!r} * {HISTOGRAM_BINS}"
         place = f"least({HISTOGRAM_BINS - 1}, floor({scaled}))::INT"
+        if not math.isfinite(high - low):
+            place = "0"  # no bins can be told apart over such a range: everything is sorted
         query = (
             f"SELECT {place} AS place, count(*) FROM ({self.rows}) WHERE {column} IS NOT NULL "
             "GROUP BY place ORDER BY place DESC"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from data_pipeline.ingest.storage import LocalPath
 from data_pipeline.metadata.rules import Rule
 from data_pipeline.metadata.schema import COLUMNS, IDENTITIES
 from foundation.recipes import Section
@@ -47,7 +48,7 @@ class EngineSection(Section):
 
     memory: str = Field(default="4GB", pattern=r"^\d+(\.\d+)? ?(MB|GB|TB|MiB|GiB|TiB)$")
     threads: int | None = Field(default=None, gt=0)
-    spill: str | None = None
+    spill: LocalPath | None = None
 
 
 class FilterRecipe(Section):
@@ -55,7 +56,7 @@ class FilterRecipe(Section):
 
     Attributes:
         sources: parquet paths, globs or `s3://` addresses, of any mix of releases.
-        output: folder for `kept.parquet`, `subset.npy` (where the rows have uids) and the funnel.
+        output: local folder for `kept.parquet`, `subset.npy` (where the rows have uids) and the funnel.
         joins: tables of more columns.
         rules: applied in order.
         caption: which caption goes on; `recaption` falls back to the original where there is none.
@@ -63,7 +64,7 @@ class FilterRecipe(Section):
     """
 
     sources: list[str] = Field(min_length=1)
-    output: str
+    output: LocalPath
     joins: list[JoinSection] = Field(default_factory=list)
     rules: list[Rule] = Field(min_length=1)
     caption: Literal["original", "recaption"] = "original"

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from data_pipeline.ingest.storage import LocalPath
 from data_pipeline.metadata.schema import sql_text
 from foundation.recipes import Section
 
@@ -28,7 +29,8 @@ Score = Literal[
 ]
 Missing = Literal["drop", "keep"]
 WORDS = "len(regexp_extract_all({text}, '\\S+'))"
-DOMAIN = "regexp_extract(lower(url), '^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1)"
+DOMAIN = "rtrim(regexp_extract(lower(url), '^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1), '.')"
+Bound = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class RowRule(Section):
@@ -52,10 +54,10 @@ class ScoreRule(RowRule):
 
     rule: Literal["score"]
     column: Score
-    above: float | None = None
-    min: float | None = None
-    below: float | None = None
-    max: float | None = None
+    above: Bound | None = None
+    min: Bound | None = None
+    below: Bound | None = None
+    max: Bound | None = None
     missing: Missing = "drop"
 
     @model_validator(mode="after")
@@ -119,7 +121,7 @@ class AspectRule(RowRule):
     """Longer side over shorter side, at most `max`."""
 
     rule: Literal["aspect"]
-    max: float = Field(ge=1.0)
+    max: float = Field(ge=1.0, allow_inf_nan=False)
     missing: Missing = "drop"
 
     def condition(self, place: int) -> str:
@@ -204,13 +206,14 @@ class ListRule(RowRule):
     """`allow`: keep only rows on the list; `deny`: drop rows on the list.
 
     The list is `values`, or `file`: a text file with one value a line, a parquet file whose first column
-    has the values, or, for `by: uid`, DataComp's `.npy` of (u8, u8).
+    has the values, or, for `by: uid`, DataComp's `.npy` of (u8, u8). A domain stands for all hosts below it:
+    `bad.example` for `www.bad.example`, too.
     """
 
     rule: Literal["allow", "deny"]
     by: Literal["uid", "sha256", "url", "hash", "domain"]
     values: list[str] = Field(default_factory=list)
-    file: str | None = None
+    file: LocalPath | None = None
 
     @model_validator(mode="after")
     def _has_one_list(self) -> ListRule:
@@ -230,9 +233,10 @@ class ListRule(RowRule):
             key = "(('0x' || uid[1:16])::UBIGINT, ('0x' || uid[17:32])::UBIGINT)"
             key = f"CASE WHEN regexp_full_match(uid, '[0-9a-fA-F]{{32}}') THEN {key} END"
             member = f"{key} IN (SELECT (high, low) FROM list_{place})"
+        elif self.by == "domain":
+            member = f"listed_{place}({DOMAIN})"
         else:
-            key = DOMAIN if self.by == "domain" else f"CAST({self.by} AS VARCHAR)"
-            member = f"{key} IN (SELECT value FROM list_{place})"
+            member = f"CAST({self.by} AS VARCHAR) IN (SELECT value FROM list_{place})"
         member = f"coalesce({member}, false)"
         return member if self.rule == "allow" else f"NOT {member}"
 

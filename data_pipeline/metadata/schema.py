@@ -80,10 +80,15 @@ class FileGroup:
         source = self.source_of(column)
         if source is None:
             return f"NULL::{kind}"
-        cast = f"TRY_CAST({sql_name(source)} AS {kind})"
-        # DuckDB orders NaN above every number, so that it would pass every lower bound. (`= 'NaN'` would
-        # not find it: the optimizer rules that out by a parquet file's bounds, which leave NaN aside.)
-        return f"CASE WHEN isnan({cast}) THEN NULL ELSE {cast} END" if kind == "DOUBLE" else cast
+        return sql_cast(sql_name(source), kind)
+
+
+def sql_cast(value: str, kind: str) -> str:
+    """SQL of a value in one of our types, null where it cannot be cast; scores are finite numbers or null."""
+    cast = f"TRY_CAST({value} AS {kind})"
+    # DuckDB orders NaN above every number, so that it would pass every lower bound. (`= 'NaN'` would not find
+    # it: the optimizer rules that out by a parquet file's bounds, which leave NaN aside.)
+    return f"CASE WHEN isfinite({cast}) THEN {cast} END" if kind == "DOUBLE" else cast
 
 
 def sql_name(name: str) -> str:

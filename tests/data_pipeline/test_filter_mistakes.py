@@ -1,0 +1,142 @@
+"""What users and their files can get wrong in a filter ends in a message, or in what they meant."""
+
+import math
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+import pytest
+
+from data_pipeline.download.recipe import DownloadRecipe
+from data_pipeline.metadata.filtering import run_filter
+from data_pipeline.metadata.recipe import FilterRecipe
+from foundation.errors import DataError, RecipeError
+
+ALL = {"rule": "deny", "by": "url", "values": ["none"]}
+
+
+def filtered(tmp_path, table, *rules, **more):
+    """Urls that are kept."""
+    pq.write_table(pa.table(table), tmp_path / "in.parquet")
+    values = {
+        "sources": [str(tmp_path / "in.parquet")],
+        "output": str(tmp_path / "out"),
+        "rules": list(rules),
+    }
+    run_filter(FilterRecipe.model_validate(values | more))
+    return pq.read_table(tmp_path / "out" / "kept.parquet")["url"].to_pylist()
+
+
+HOSTS = {
+    "https://bad.example/1": True,
+    "https://www.bad.example/2": True,
+    "HTTP://User@A.B.Bad.Example.:8080/3": True,
+    "https://notbad.example/4": False,
+    "https://bad.example.org/5": False,
+    "https://example/6": False,
+    "https://deep.worse.co.example/7": True,
+    "https://co.example/8": False,
+    "no address": False,
+}
+
+
+@pytest.mark.parametrize("rule", ["allow", "deny"])
+@pytest.mark.parametrize("form", ["values", "text", "parquet"])
+def test_a_domain_stands_for_all_hosts_below_it(tmp_path, rule, form):
+    domains = ["bad.example", "*.Worse.co.example"]
+    entry = {"rule": rule, "by": "domain"}
+    if form == "values":
+        entry["values"] = domains
+    elif form == "text":
+        (tmp_path / "list.txt").write_text("\n".join(domains) + "\n")
+        entry["file"] = str(tmp_path / "list.txt")
+    else:
+        pq.write_table(pa.table({"domain": domains}), tmp_path / "list.parquet")
+        entry["file"] = str(tmp_path / "list.parquet")
+    found = filtered(tmp_path, {"url": list(HOSTS)}, entry)
+    assert found == [url for url, listed in HOSTS.items() if listed == (rule == "allow")]
+
+
+def test_top_fraction_of_nothing_says_that_no_row_is_left(tmp_path):
+    table = {"url": ["a", "b"], "aesthetic": [1.0, 2.0]}
+    top = {"rule": "top_fraction", "column": "aesthetic", "fraction": 0.5}
+    with pytest.raises(DataError, match="No row is left"):
+        filtered(tmp_path, table, {"rule": "score", "column": "aesthetic", "min": 9.0}, top)
+    with pytest.raises(DataError, match="No row is left"):
+        filtered(tmp_path, {"url": ["a"], "aesthetic": [math.nan]}, top)
+
+
+def test_scores_that_are_no_finite_numbers_count_as_missing(tmp_path):
+    table = {"url": list("abcde"), "aesthetic": [math.inf, 1.0, math.nan, -math.inf, 3.0]}
+    top = {"rule": "top_fraction", "column": "aesthetic", "fraction": 0.2}
+    assert filtered(tmp_path, table, top) == ["e"]
+
+
+def test_the_top_of_the_widest_range_of_numbers(tmp_path):
+    table = {"url": list("abcd"), "aesthetic": [1.7e308, -1.7e308, 0.0, 1.0]}
+    top = {"rule": "top_fraction", "column": "aesthetic", "fraction": 0.5}
+    assert filtered(tmp_path, table, top) == ["a", "d"]
+
+
+def test_joined_scores_that_are_no_finite_numbers_count_as_missing(tmp_path):
+    scores = {"url": list("ab"), "score": [math.nan, 2.0]}
+    pq.write_table(pa.table(scores), tmp_path / "scores.parquet")
+    join = {"files": [str(tmp_path / "scores.parquet")], "by": "url", "columns": {"aesthetic": "score"}}
+    rule = {"rule": "score", "column": "aesthetic", "min": 1.0}
+    assert filtered(tmp_path, {"url": list("ab")}, rule, joins=[join]) == ["b"]
+
+
+@pytest.mark.parametrize("bound", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["above", "min", "below", "max"])
+def test_bounds_are_finite(tmp_path, name, bound):
+    with pytest.raises(pydantic.ValidationError, match="finite"):
+        filtered(tmp_path, {"url": ["a"]}, {"rule": "score", "column": "aesthetic", name: bound})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("latin.txt", b"caf\xe9.example\n", "is not UTF-8"),
+        ("l.parquet", b"PAR1xx", "cannot be read as parquet"),
+    ],
+)
+def test_a_damaged_list_is_named(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"rules\.0: the list .*{name} {said}"):
+        filtered(tmp_path, {"url": ["a"]}, {"rule": "deny", "by": "url", "file": str(tmp_path / name)})
+
+
+def test_too_little_memory_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"engine\.memory = 1MB"):
+        filtered(tmp_path, {"url": ["a"] * 1000}, ALL, engine={"memory": "1MB"})
+
+
+def test_what_is_damaged_behind_its_footer_is_said(tmp_path):
+    table = {"url": [f"https://a.example/{i}" for i in range(1000)], "caption": ["c"] * 1000}
+    pq.write_table(pa.table(table), tmp_path / "bad.parquet", compression="zstd")
+    data = bytearray((tmp_path / "bad.parquet").read_bytes())
+    data[40:400] = bytes(360)
+    (tmp_path / "bad.parquet").write_bytes(data)
+    values = {"sources": [str(tmp_path / "bad.parquet")], "output": str(tmp_path / "o"), "rules": [ALL]}
+    with pytest.raises(DataError, match="cannot go on"):
+        run_filter(FilterRecipe.model_validate(values))
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_join_by_what_no_source_has_is_refused(tmp_path):
+    pq.write_table(pa.table({"hash": [1], "score": [2.0]}), tmp_path / "scores.parquet")
+    join = {"files": [str(tmp_path / "scores.parquet")], "by": "hash", "columns": {"aesthetic": "score"}}
+    with pytest.raises(RecipeError, match=r"joins\.0: no source has the column 'hash'.*joined by url"):
+        filtered(tmp_path, {"url": ["a"]}, ALL, joins=[join])
+
+
+def test_places_that_must_be_local_are(tmp_path):
+    with pytest.raises(pydantic.ValidationError, match=r"s3://bucket/kept is no local path"):
+        FilterRecipe.model_validate({"sources": ["a"], "output": "s3://bucket/kept", "rules": [ALL]})
+    with pytest.raises(pydantic.ValidationError, match=r"s3://b/x\.parquet is no local path"):
+        rule = {"rule": "deny", "by": "url", "file": "s3://b/x.parquet"}
+        FilterRecipe.model_validate({"sources": ["a"], "output": "out", "rules": [rule]})
+    values = {"rows": "kept.parquet", "output": "out", "polite": {"contact": "mailto:a@b.example"}}
+    for name in ("rows", "output"):
+        with pytest.raises(pydantic.ValidationError, match=rf"{name}\n.*s3://bucket/x is no local path"):
+            DownloadRecipe.model_validate(values | {name: "s3://bucket/x"})

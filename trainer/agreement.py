@@ -21,6 +21,7 @@ class StepReport:
         data_wait: longest wait of a rank for its batch, seconds.
         stop: some rank was asked to stop.
         save: some rank finds that a save is due.
+        saving: some rank has not heard the end of the last save.
     """
 
     sums: Tensor
@@ -28,11 +29,14 @@ class StepReport:
     data_wait: float
     stop: bool
     save: bool
+    saving: bool
 
 
-def gather_report(sums: Tensor, squared_norm: Tensor, data_wait: float, stop: bool, save: bool) -> StepReport:
+def gather_report(
+    sums: Tensor, squared_norm: Tensor, data_wait: float, stop: bool, save: bool, saving: bool
+) -> StepReport:
     """Collective; the arguments are this rank's part of a `StepReport`."""
-    told = torch.tensor([data_wait, stop, save], dtype=torch.float64, device=sums.device)
+    told = torch.tensor([data_wait, stop, save, saving], dtype=torch.float64, device=sums.device)
     row = torch.cat([sums, squared_norm.double().reshape(1), told])
     rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, row)
@@ -41,8 +45,9 @@ def gather_report(sums: Tensor, squared_norm: Tensor, data_wait: float, stop: bo
     # everywhere.
     return StepReport(
         sums=table[:, : len(sums)].sum(0),
-        norm=float(table[:, -4].sum().sqrt()),
-        data_wait=float(table[:, -3].max()),
-        stop=bool(table[:, -2].any()),
-        save=bool(table[:, -1].any()),
+        norm=float(table[:, -5].sum().sqrt()),
+        data_wait=float(table[:, -4].max()),
+        stop=bool(table[:, -3].any()),
+        save=bool(table[:, -2].any()),
+        saving=bool(table[:, -1].any()),
     )

@@ -1,8 +1,9 @@
 """Checkpoints as state: what of a run is saved, by whom, and how it comes back on other ranks.
 
 The stall of a save is the copy of this rank's shards to host memory. Writing, hashing and committing go on in
-a thread beside training, with a process group of its own. A save that has not ended when the next is due
-delays that next one.
+a thread beside training, with a process group of its own; the copy to an object store in another. A save
+that has not ended when the next is due postpones that next one, to the first step after which all ranks have
+heard its end (`Checkpoints.saving`); training goes on.
 A save that fails is said loudly and dropped: training goes on, and the older checkpoints stay.
 
 The format is torch.distributed.checkpoint's: each flat parameter is stored as the runs that the ranks own,
@@ -129,6 +130,8 @@ class Checkpoints:
     def save(self, step: int, shards: dict[str, FlatShard], state: dict[str, Any]) -> None:
         """Copy ``shards`` to host memory and write them beside training, as the checkpoint of ``step``.
 
+        A save that is being written is waited for.
+
         Args:
             state: the rest of the run's state, as JSON values; equal on all ranks.
 
@@ -139,6 +142,11 @@ class Checkpoints:
         copies = {k: replace(s, values=s.values.to("cpu", copy=True)) for k, s in shards.items()}
         manifest = CheckpointManifest(step, self.start, self._recipe_sha256, self._lineage, state)
         self._pending = self._writer.submit(self._write, copies, manifest)
+
+    @property
+    def saving(self) -> bool:
+        """Whether this rank's thread is still at the last save; ranks may differ for a moment."""
+        return self._pending is not None and not self._pending.done()
 
     def wait(self) -> None:
         """Until no save is being written.

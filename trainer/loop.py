@@ -40,7 +40,12 @@ def train(stage: Stage) -> ExitCode:
             engine.backward(losses.add(engine(pack.to(engine.device)), patch_resolution), last)
 
         report = gather_report(
-            losses.sums, engine.squared_gradient_norm(), data_wait, stage.stop.asked, stage.clock_says_save()
+            losses.sums,
+            engine.squared_gradient_norm(),
+            data_wait,
+            stage.stop.asked,
+            stage.clock_says_save(),
+            stage.checkpoints.saving,
         )
         means = losses.means(report.sums)
         reason = stage.guard.verdict(means["loss"], report.norm)
@@ -61,7 +66,7 @@ def train(stage: Stage) -> ExitCode:
             _rewind(stage)
         elif report.stop:
             return _stop(stage)
-        elif report.save or stage.steps_say_save():
+        elif (report.save or stage.steps_say_save()) and not report.saving:
             stage.save()
     return _finish(stage)
 

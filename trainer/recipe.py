@@ -125,8 +125,9 @@ class CheckpointSection(Section):
     """When to save, and what to keep.
 
     Attributes:
-        every_steps: save after so many steps since the last save.
-        every_minutes: save after so many minutes since the last save; whichever of the two comes first.
+        every_steps: save after each multiple of so many steps.
+        every_minutes: save after so many minutes since the last save, whatever the step. A save that is due
+            while another is being written is postponed until that one is done.
         keep_last: newest checkpoints that stay.
         keep_every: checkpoints whose step is a multiple of this stay for ever.
         remote: an fsspec address (s3://bucket/prefix) that each checkpoint is copied to.

@@ -151,9 +151,9 @@ class Stage:
         return self.rank == 0 and minutes is not None and time.monotonic() - self._saved_at > minutes * 60
 
     def steps_say_save(self) -> bool:
-        """So many steps have been done since the last save."""
+        """A multiple of so many steps has been reached since the last save."""
         steps = self.recipe.checkpoints.every_steps
-        return steps is not None and self.progress.step - max(0, self.saved_step) >= steps
+        return steps is not None and self.progress.step // steps > max(0, self.saved_step) // steps
 
     def seed_dropout(self, micro_step: int) -> None:
         """Before a forward pass: what adapters drop, where the recipe has them drop anything."""

@@ -49,10 +49,8 @@ def run(inputs: Path) -> Path:
 
 def test_pictures_of_a_step_appear_whole_and_nothing_else_stays(run: Path) -> None:
     (folder,) = (run / "samples").iterdir()
-    assert int(folder.name.removeprefix("step-")) in (
-        4,
-        6,
-    )  # 6 where the run was faster than the first pictures
+    # The first save from step 4 on, unless the run was faster than the first pictures.
+    assert 4 <= int(folder.name.removeprefix("step-")) <= 6
     assert [path.suffix for path in sorted(folder.iterdir())] == [".png"] * 2
     assert [event["step"] for event in events(run, "sampled")] == [int(folder.name.removeprefix("step-"))]
 

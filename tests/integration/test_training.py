@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,9 @@ def test_undisturbed_run_leaves_what_a_run_should(undisturbed: Path) -> None:
     assert {"recipe.yaml", "provenance.json", "lineage.json", "metrics.jsonl", "export", "logs"} <= names
     assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
     assert "ZeRO-3, attention documents" in (undisturbed / "logs" / "rank-0.log").read_text()
-    assert [event["step"] for event in events(undisturbed, "saved")] == list(range(4, STEPS + 1, 4))
+    saved = [event["step"] for event in events(undisturbed, "saved")]
+    assert saved[0] == 4 and saved[-1] == STEPS  # where the disk is slow, one between them may be postponed
+    assert all(after // 4 > before // 4 for before, after in pairwise(saved))
     assert len(list((undisturbed / "checkpoints").iterdir())) == 2  # keep_last
 
 

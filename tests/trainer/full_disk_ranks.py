@@ -20,13 +20,11 @@ def main(recipe: Path) -> int:
     save = Stage.save
 
     def save_without_space(stage: Stage) -> None:
-        if stage.progress.step != 4:
-            save(stage)
-            return
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
+        if stage.progress.step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
         save(stage)
-        stage.checkpoints.wait()
+        stage.checkpoints.wait()  # or the next save may be postponed
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     Stage.save = save_without_space  # type: ignore[method-assign]

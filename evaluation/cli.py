@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foundation.errors import RecipeError
-from foundation.progress import say, track
+from foundation.progress import say
 
 if TYPE_CHECKING:
     from evaluation.picture_files import PictureRequest
@@ -90,7 +90,7 @@ def _generate(
     try:
         generator = PictureGenerator(model, tokenizer, device, getattr(torch, dtype))
         generator.check([request.prompt for request in todo], *size, sampling)
-        for request in track(todo, "Generating"):
+        for request in todo:
             generate_files(generator, request, size, sampling)
             for path in request.paths:
                 say(f"wrote {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from evaluation.picture_files import PictureRequest, write_picture
 from evaluation.recipes import Sampling
 from foundation.errors import RecipeError
-from models.generation import FlowSettings, check_request
+from foundation.progress import track
+from models.generation import FlowSettings, Progress, check_request
 from models.layout import from_patch_raster
 from models.tokenizer import BinaryTokenizer, load_tokenizer, to_uint8
 from models.weights import load_folder
@@ -64,7 +66,15 @@ class PictureGenerator:
         ids = [self._prompt_ids(prompt) for prompt in prompts]
         check_request(self.model, ids, self._grid(height, width), pictures, _flow(sampling))
 
-    def bits(self, prompt: str, height: int, width: int, sampling: Sampling, pictures: int = 1) -> Tensor:
+    def bits(
+        self,
+        prompt: str,
+        height: int,
+        width: int,
+        sampling: Sampling,
+        pictures: int = 1,
+        progress: Progress = iter,
+    ) -> Tensor:
         """Sample the bits of ``pictures`` pictures.
 
         Args:
@@ -72,6 +82,7 @@ class PictureGenerator:
             height, width: in pixels, multiples of the patch's side (p tokens).
             sampling: steps, guidance, sampler and seed.
             pictures: how many, in one batch, each with its own noise.
+            progress: goes through the patches, and may show how far it is.
 
         Returns:
             float32 ``[pictures, C, h, w]`` of -1/+1, plain raster.
@@ -89,6 +100,7 @@ class PictureGenerator:
             num_images=pictures,
             flow=_flow(sampling),
             generator=torch.Generator(self.device).manual_seed(sampling.seed),
+            progress=progress,
         )
         p = self.model.config.p
         plain = torch.stack([from_patch_raster(image, h, w, p) for image in patches])
@@ -125,6 +137,7 @@ def generate_files(
     generator: PictureGenerator, request: PictureRequest, size: tuple[int, int], sampling: Sampling
 ) -> None:
     """Write a request's pictures, each with its settings in a text chunk, so that it can be made again."""
-    bits = generator.bits(request.prompt, *size, sampling, len(request.paths))
+    shown = partial(track, description=f"Generating {request.prompt[:40]!r}, patches")
+    bits = generator.bits(request.prompt, *size, sampling, len(request.paths), shown)
     for path, picture in zip(request.paths, generator.decode(bits), strict=True):
         write_picture(path, picture, request.settings)

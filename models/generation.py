@@ -7,9 +7,9 @@ n pictures, R rows (n, or 2n with guidance, conditional rows first), P tokens pe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 USES_THAT_PAY = 10
 """Packing the weights of a linear layer takes as long as it saves in about so many of its uses."""
+
+
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 class FlowSettings(NamedTuple):
@@ -85,11 +88,13 @@ def generate_bits(
     num_images: int,
     flow: FlowSettings,
     generator: torch.Generator | None = None,
+    progress: Progress = iter,
 ) -> Tensor:
     """float32 bits [n, h*w, C] of -1/+1 in patch raster order, of a request that `check_request` let pass.
 
     prompts: ids before <|vision_start|>, the conditional prompt and, with guidance, the unconditional one.
     grid: (h, w) in tokens. The generator draws on the model's device; None takes torch's own.
+    progress: goes through the patches, and may show how far it is.
     """
     P = model.config.head.parallel_num
     rows, cols = (axis.to(model.llm.device).split(P) for axis in grid_places(*grid, model.config.p))
@@ -100,7 +105,7 @@ def generate_bits(
     )
     patches: list[Tensor] = []
     with packed_linears(_worth_packing(model, flow.steps, len(places)), rows=hidden[..., 0].numel()):
-        for step, place in enumerate(places):
+        for step, place in enumerate(progress(places)):
             if step:
                 # Both halves read the same bits; they differ in their prompts, and so in their positions.
                 embeddings = model.embed_bits(patches[-1].to(hidden.dtype), *places[step - 1])

@@ -18,7 +18,7 @@ from transformers import Qwen3Config
 
 from models.backbone import Backend, backbone_config, build_backbone, plan_packed, run_backbone
 from models.backbone.presets import VOCABULARY
-from models.generation import FlowSettings, check_request, generate_bits
+from models.generation import FlowSettings, Progress, check_request, generate_bits
 from models.head import DiffusionHead, HeadConfig
 from models.layout import PackedBatch, SequenceTokens, position_embedding
 from models.projector import Projector
@@ -177,6 +177,7 @@ class TextToImageModel(nn.Module):
         num_images: int = 1,
         flow: FlowSettings = FlowSettings(),
         generator: torch.Generator | None = None,
+        progress: Progress = iter,
     ) -> Tensor:
         """Draw pictures: float32 bits [num_images, h*w, C] of -1/+1 in patch raster order.
 
@@ -187,12 +188,13 @@ class TextToImageModel(nn.Module):
             flow: guidance scale, solver steps and sampler.
             generator: on the model's device; None takes torch's own. A seed gives the pictures that it gives
                 with the published code, which draws the start of a patch, then once per step.
+            progress: goes through the list of patches, and may show how far it is.
 
         ValueError on a size that does not fit, an empty prompt, one beyond the context, a guidance below 1.
         """
         prompts = [prompt_ids, uncond_ids] if flow.guidance != 1.0 else [prompt_ids]
         check_request(self, prompts, (h, w), num_images, flow)
-        return generate_bits(self, prompts, (h, w), tokens, num_images, flow, generator)
+        return generate_bits(self, prompts, (h, w), tokens, num_images, flow, generator, progress)
 
 
 def _or_zero(index: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ quickstart: .venv/installed  ## from photos to a generated picture, with a tiny 
 	@.venv/bin/bitdance quickstart
 
 test: check  ## linters, types, and all tests (two workers, one thread each)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --durations 15
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --durations 15
 
 test-all: check  ## also the long tests: ten kills, many ranks, all faults of a cluster (half an hour)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --durations 15 -m ""
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --durations 15 -m ""
 
 check: .venv/installed  ## format, lint, types
 	.venv/bin/ruff format --check --quiet .

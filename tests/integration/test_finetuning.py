@@ -17,8 +17,6 @@ from whole_runs import bitdance, computed, start, wait_until, weights  # noqa: E
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "v_proj", "down_proj"]}
 
-pytestmark = pytest.mark.xdist_group("finetuning")  # one worker, for they share a run
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:

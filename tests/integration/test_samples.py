@@ -25,8 +25,6 @@ SAMPLES = {
     "guidance": 1.0,
 }
 
-pytestmark = pytest.mark.xdist_group("samples")  # one worker, for they share a run
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:

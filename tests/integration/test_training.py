@@ -25,8 +25,6 @@ from whole_runs import (  # noqa: E402
     weights,
 )
 
-pytestmark = pytest.mark.xdist_group("training")  # one worker, for they share a run
-
 STEPS = 24
 KILLS = 3
 CHANGES = {"steps": STEPS, "world__processes": 2, "checkpoints__every_steps": 4}

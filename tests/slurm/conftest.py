@@ -14,13 +14,6 @@ from small_cluster import Cluster, why_not  # noqa: E402
 from small_stage import make_inputs  # noqa: E402
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker takes all of this folder: two clusters would fight for the machine."""
-    for item in items:
-        if item.path.parent == ROOT / "tests" / "slurm":
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     reason = why_not()

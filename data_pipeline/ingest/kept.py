@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.ingest.recipe import KeepSection
 from data_pipeline.ingest.samples import RawSample, printable
-from data_pipeline.ingest.storage import is_remote, remote_files
+from data_pipeline.ingest.storage import StoreUnreachable, is_remote, reaching, remote_files
 from data_pipeline.metadata.schema import COLUMNS, SCORES, sql_text
 from foundation.errors import DataError
 
@@ -26,6 +26,9 @@ class KeptRows:
         self.path = section.rows
         self.connection = duckdb.connect(config={"memory_limit": "2GB", "threads": 1})
         if is_remote(self.path):
+            with reaching(self.path):
+                if not remote_files().exists(self.path):
+                    raise DataError(f"{self.path} does not exist")
             self.connection.register_filesystem(remote_files())
         try:
             described = self.connection.execute(f"DESCRIBE SELECT * FROM {self._table()}").fetchall()
@@ -45,6 +48,7 @@ class KeptRows:
 
     def rows(self, identities: Iterable[Any]) -> dict[Any, dict[str, Any]]:
         """Identity -> `{"caption": ..., "scores": {...}}` of those identities that were kept."""
+        import duckdb
         import pyarrow as pa
 
         kind = pa.int64() if COLUMNS[self.by][0] == "BIGINT" else pa.string()
@@ -53,7 +57,11 @@ class KeptRows:
         self.connection.register("wanted_keys", wanted)
         columns = ", ".join((self.by, "caption", *SCORES))
         query = f"SELECT {columns} FROM {self._table()} WHERE {self.by} IN (SELECT wanted FROM wanted_keys)"
-        found = self.connection.execute(query).fetchall()
+        try:
+            found = self.connection.execute(query).fetchall()
+        except duckdb.IOException:
+            # The table could be read a while ago. What DuckDB says may quote a request with its signature.
+            raise StoreUnreachable(f"{self.path} cannot be read any more; the same command goes on") from None
         self.connection.unregister("wanted_keys")
         return {
             key: {"caption": caption, "scores": known_scores(zip(SCORES, scores, strict=True))}

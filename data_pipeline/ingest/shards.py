@@ -19,7 +19,7 @@ from data_pipeline.ingest.loose_files import (
 )
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused, checked, printable
-from data_pipeline.ingest.storage import exists, matching_files, open_stream
+from data_pipeline.ingest.storage import exists, matching_files, matching_folders, open_stream, reaching
 from data_pipeline.ingest.tables import open_table, read_table
 from data_pipeline.ingest.tars import read_tar
 from foundation.errors import DataError, Problems
@@ -110,7 +110,8 @@ def shard_identities(shard: Shard, section: InputSection, by: str) -> list[Any]:
     if section.kind in ("webdataset", "parquet") and exists(table):
         sidecar = open_table(table)
         if by in sidecar.schema_arrow.names:
-            values = sidecar.read([by]).column(by).to_pylist()
+            with reaching(table):
+                values = sidecar.read([by]).column(by).to_pylist()
             fields = (RawSample("", b"", None, {by: value}) for value in values)
             return [key for key in (identity(sample, by) for sample in fields) if key is not None]
     samples = (sample for sample in read_shard(shard, section) if isinstance(sample, RawSample))
@@ -128,8 +129,9 @@ def _list_tables(pattern: str, section: InputSection, problems: Problems) -> Ite
 
 
 def _list_folder(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
-    for first, count, size in folder_parts(pattern, section):
-        yield Shard(pattern, size, first, count)
+    for folder in matching_folders(pattern):
+        for first, count, size in folder_parts(folder, section):
+            yield Shard(folder, size, first, count)
 
 
 def _list_manifests(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:

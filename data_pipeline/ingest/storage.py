@@ -49,7 +49,8 @@ def matching_files(pattern: str, suffix: str) -> dict[str, int]:
     """Path -> bytes of the files that a path or glob stands for; a folder: those in it with `suffix`."""
     if is_remote(pattern):
         pattern = pattern if pattern.endswith(suffix) else f"{pattern.rstrip('/')}/*{suffix}"
-        details = remote_files().glob(pattern, detail=True)
+        with reaching(pattern):
+            details = remote_files().glob(pattern, detail=True)
         return {f"s3://{path}": int(info["size"]) for path, info in details.items()}
     if os.path.isdir(pattern):
         pattern = os.path.join(glob.escape(pattern), f"*{suffix}")
@@ -58,11 +59,23 @@ def matching_files(pattern: str, suffix: str) -> dict[str, int]:
     }
 
 
+def matching_folders(pattern: str) -> list[str]:
+    """The folders that a path or glob stands for, sorted."""
+    if is_remote(pattern):
+        with reaching(pattern):
+            found = remote_files().glob(pattern.rstrip("/"))
+            return [f"s3://{path}" for path in sorted(found) if remote_files().isdir(path)]
+    if os.path.isdir(pattern):
+        return [pattern]
+    return [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isdir(path)]
+
+
 def files_below(folder: str) -> dict[str, int]:
     """Path relative to the folder -> bytes, of all files below it, sorted by path."""
     if is_remote(folder):
         root = folder.removeprefix("s3://").rstrip("/") + "/"
-        found = remote_files().find(folder, detail=True)
+        with reaching(folder):
+            found = remote_files().find(folder, detail=True)
         return {path.removeprefix(root): int(info["size"]) for path, info in sorted(found.items())}
     sizes = {}
     for place, _, names in os.walk(folder):
@@ -76,7 +89,15 @@ def files_below(folder: str) -> dict[str, int]:
 
 def exists(path: str) -> bool:
     """Whether there is such a file."""
-    return bool(remote_files().exists(path)) if is_remote(path) else os.path.exists(path)
+    if not is_remote(path):
+        return os.path.exists(path)
+    with reaching(path):
+        try:
+            # s3fs's own `exists` takes a store that lets nobody in for an empty one.
+            remote_files().info(path)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def is_remote(path: str) -> bool:
@@ -100,8 +121,13 @@ def remote_files(listings_cached: bool = True) -> Any:
 def reaching(address: str) -> Iterator[None]:
     """Turns what clients raise where the store cannot be reached into StoreUnreachable.
 
+    Around a local path it does nothing: its errors are those of its disk.
+
     The client's own words are left out: they may quote a request with its signature.
     """
+    if not is_remote(address):
+        yield
+        return
     from botocore.exceptions import BotoCoreError
 
     try:

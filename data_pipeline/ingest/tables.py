@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused
-from data_pipeline.ingest.storage import is_remote, remote_files
+from data_pipeline.ingest.storage import is_remote, reaching, remote_files
 from foundation.errors import DataError
 
 ROWS_AT_A_TIME = 64  # bounds memory: rows hold whole pictures
@@ -27,8 +27,9 @@ def read_table(path: str, section: InputSection) -> Iterator[RawSample | Refused
             "(input.caption_column)"
         )
     number = 0
-    for batch in table.iter_batches(ROWS_AT_A_TIME):
-        for row in batch.to_pylist():
+    batches = table.iter_batches(ROWS_AT_A_TIME)
+    while (rows := _next_rows(batches, path)) is not None:
+        for row in rows:
             key = f"{path.rpartition('/')[2]}:{number}"
             number += 1
             image, caption = row.pop("image"), row.pop(section.caption_column)
@@ -41,6 +42,19 @@ def read_table(path: str, section: InputSection) -> Iterator[RawSample | Refused
                 yield RawSample(key, data, caption if isinstance(caption, str) else None, row)
 
 
+def _next_rows(batches: Iterator[Any], path: str) -> list[dict[str, Any]] | None:
+    """The rows of the next batch; None at the end."""
+    import pyarrow as pa
+
+    try:
+        with reaching(path):
+            batch = next(batches, None)
+        return None if batch is None else list(batch.to_pylist())
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is damaged, or holds text that is not UTF-8 ({reason})") from None
+
+
 def open_table(path: str) -> Any:
     """A parquet file, opened; DataError where it is none."""
     import pyarrow as pa
@@ -48,7 +62,9 @@ def open_table(path: str) -> Any:
 
     try:
         if is_remote(path):
-            return pq.ParquetFile(path.removeprefix("s3://"), filesystem=remote_files())
+            with reaching(path):
+                # Opened here, for pyarrow takes a store that lets nobody in for one without the file.
+                return pq.ParquetFile(remote_files().open(path, "rb"))
         return pq.ParquetFile(path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None

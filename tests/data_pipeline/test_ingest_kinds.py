@@ -131,6 +131,15 @@ def test_hugging_face_parquet(tmp_path):
         everything(section("parquet", tmp_path))
 
 
+def test_a_glob_of_folders(tmp_path):
+    for name in ("a1", "a2", "b1", "a[3]"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "p.jpg").write_bytes(PHOTOS[0])
+    (tmp_path / "a4").write_text("no folder")
+    shards = list_shards(section("folder", tmp_path / "a[12]", tmp_path / "a[3]"))
+    assert [shard.path for shard in shards] == [str(tmp_path / name) for name in ("a1", "a2", "a[3]")]
+
+
 @pytest.mark.parametrize("kind", ["webdataset", "folder", "classes", "class_tars", "jsonl", "parquet"])
 def test_nothing_there_is_said(tmp_path, kind):
     with pytest.raises(DataError, match=f"no pictures of kind '{kind}'"):

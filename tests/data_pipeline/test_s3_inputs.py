@@ -11,7 +11,8 @@ from s3_server import SECRET, s3_environment, s3_server
 from data_pipeline.ingest.kept import KeptRows
 from data_pipeline.ingest.recipe import InputSection, KeepSection
 from data_pipeline.ingest.samples import RawSample
-from data_pipeline.ingest.shards import list_shards, read_shard
+from data_pipeline.ingest.shards import Shard, list_shards, read_shard, shard_identities
+from data_pipeline.ingest.storage import StoreUnreachable
 from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
 from foundation.errors import DataError
@@ -50,6 +51,53 @@ def test_filter_reads_from_s3_and_says_no_secret(bucket, tmp_path, capsys):
     output = capsys.readouterr()
     assert SECRET.encode() not in written and SECRET not in output.out + output.err
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == SECRET
+
+
+KINDS = ["webdataset", "folder", "classes", "class_tars", "jsonl", "parquet"]
+
+
+@pytest.mark.parametrize("trouble", ["no keys", "wrong keys"])
+def test_a_store_that_lets_nobody_in_says_nothing_about_the_data(bucket, tmp_path, monkeypatch, trouble):
+    """Neither a traceback nor a failed task: the same command goes on once the keys are right."""
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3fs.S3FileSystem.clear_instance_cache()
+    if trouble == "wrong keys":
+
+        def denied(*arguments, **more):
+            raise PermissionError("Access Denied")
+
+        for name in ("_find", "_glob", "_exists", "_info", "_open", "_cat_file"):
+            if hasattr(s3fs.S3FileSystem, name):
+                monkeypatch.setattr(s3fs.S3FileSystem, name, denied)
+    section = {kind: InputSection.model_validate({"kind": kind, "path": [f"{bucket}/x"]}) for kind in KINDS}
+    tries = [lambda kind=kind: list_shards(section[kind]) for kind in KINDS]
+    tries += [
+        lambda: list(read_shard(Shard(f"{bucket}/x.parquet", 1), section["parquet"])),
+        lambda: list(read_shard(Shard(f"{bucket}/x.tar", 1), section["webdataset"])),
+        lambda: list(read_shard(Shard(f"{bucket}/x", 1, 0, 1), section["folder"])),
+        lambda: shard_identities(Shard(f"{bucket}/x.tar", 1), section["webdataset"], "uid"),
+        lambda: KeptRows(KeepSection(rows=f"{bucket}/kept.parquet", by="url")),
+    ]
+    try:
+        for attempt in tries:
+            with pytest.raises(StoreUnreachable, match="cannot be reached"):
+                attempt()
+    finally:  # the clients without keys
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_globs_of_folders_on_s3(bucket, tmp_path):
+    import s3fs
+
+    for name in ("a1", "a2", "b1"):
+        s3fs.S3FileSystem().pipe_file(f"{bucket}/pics/{name}/1.jpg", b"x")
+    section = InputSection(kind="folder", path=[f"{bucket}/pics/a*"])
+    assert [shard.path for shard in list_shards(section)] == [f"{bucket}/pics/a1", f"{bucket}/pics/a2"]
 
 
 def test_image_shards_on_s3_are_those_on_disk(bucket, tmp_path):

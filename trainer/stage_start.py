@@ -21,13 +21,13 @@ from foundation.errors import DataError, Problems, RecipeError
 from models.head import DiffusionHead, HeadConfig
 from models.layout import add_sequence_tokens
 from models.projector import Projector
+from models.tensor_files.safetensors_files import Place, read_index, read_specs, read_tensors
 from models.text_to_image import TextToImageConfig, TextToImageModel
 from models.text_tokens import load_text_tokenizer
 from models.tokenizer import read_tokenizer_config, tokenizer_fingerprint
 from models.weights import ModelSource, expected_specs, grow_patch, locate, open_folder, stored_specs
 from models.weights.grow import grow_rows
 from models.weights.layout import EMBEDDING, HEAD, LLM, LLM_INDEX, LLM_WHOLE, OUTPUT, PROJECTOR
-from models.weights.safetensors_files import Place, read_index, read_specs, read_tensors
 from trainer.model_recipe import HeadSection
 from trainer.recipe import StageRecipe
 

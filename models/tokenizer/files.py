@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from models.tensor_files.safetensors_files import Place, SafetensorsWriter, read_specs, read_tensors
+from models.tensor_files.strict import Rule, TensorSpec, check_tensors, explain_by, specs_in, specs_of
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.network import BinaryTokenizer
 
@@ -19,73 +20,104 @@ CONFIG_FILE = "ae_config.json"
 WEIGHTS_FILE = "ae.safetensors"
 PREFIXES = ("encoder.", "decoder.")
 
+RULES = (
+    Rule(r"encoder\.conv_in\..*", CONFIG_FILE, ("ch", "in_channels")),
+    Rule(r"decoder\.conv_in\..*", CONFIG_FILE, ("ch", "ch_mult", "z_channels", "gan_decoder")),
+    Rule(r"encoder\.conv_out\..*", CONFIG_FILE, ("z_channels", "ch", "ch_mult")),
+    Rule(r"decoder\.conv_out\..*", CONFIG_FILE, ("out_ch", "ch")),
+    Rule(r"decoder\.adaptive\..*", CONFIG_FILE, ("ch", "ch_mult", "z_channels")),
+    Rule(r".*", CONFIG_FILE, ("ch", "ch_mult", "num_res_blocks")),
+)
 
-def save_tokenizer(tokenizer: BinaryTokenizer, folder: str | Path) -> None:
-    """Write config and weights into `folder`, which is made where it is missing."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(tokenizer.config.to_json(), indent=2) + "\n")
+
+@dataclass(frozen=True)
+class TokenizerWeights:
+    """A binary tokenizer, checked; tensors of a file stay on disk (mapped) until they are read."""
+
+    config: TokenizerConfig
+    tensors: Mapping[str, Tensor]
 
 
 def read_tokenizer_config(folder: str | Path) -> TokenizerConfig:
     """The configuration in `folder`; ValueError where it is absent, no JSON, or describes no tokenizer."""
     path = Path(folder) / CONFIG_FILE
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"{folder} holds no {CONFIG_FILE}: expected the folder of a tokenizer or a published model"
         ) from None
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, expected an object")
     return TokenizerConfig.from_json(data)
 
 
-def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> BinaryTokenizer:
-    """Read `ae_config.json` and `ae.safetensors`: float32, in eval mode, without gradients.
+def check_tokenizer_specs(found: Mapping[str, TensorSpec], config: TokenizerConfig, where: str) -> None:
+    """Raise ValueError, with every misfit, unless `found` are exactly the tensors of `config`'s tokenizer."""
+    data = config.to_json()
+    values = {CONFIG_FILE: {**data["ddconfig"], "gan_decoder": data["gan_decoder"]}}
+    check_tensors(found, specs_of(lambda: BinaryTokenizer(config)), where, explain_by(RULES, values))
 
-    Raises ValueError where a file is absent or the weights do not fit the configuration, listing every tensor
-    that is missing, unexpected or misshapen.
+
+def open_tokenizer(folder: str | Path) -> TokenizerWeights:
+    """The tokenizer in `folder`, checked by the header of its file.
+
+    Raises ValueError where a file is absent or broken, or the weights do not fit the configuration, listing
+    every tensor that is missing, unexpected or misshapen.
     """
-    config = read_tokenizer_config(folder)
-    return tokenizer_from_state(config, dict(_stored_tensors(Path(folder))), device)
+    folder = Path(folder)
+    config, specs = read_tokenizer_config(folder), read_specs(folder / WEIGHTS_FILE)
+    check_tokenizer_specs(specs, config, str(folder))
+    places = {name: Place(WEIGHTS_FILE, name) for name in specs}
+    return TokenizerWeights(config, dict(read_tensors(folder, places)))
+
+
+def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> BinaryTokenizer:
+    """`open_tokenizer`, built: float32, in eval mode, without gradients."""
+    return _build(open_tokenizer(folder), device)
 
 
 def tokenizer_from_state(
     config: TokenizerConfig, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
 ) -> BinaryTokenizer:
-    """Build the tokenizer of `config` on the tensors of `state`, widened to float32, in eval mode without
-    gradients.
+    """The tokenizer of `config` on the tensors of `state`, as `load_tokenizer` builds it.
 
     Entries outside `encoder.` and `decoder.` (discriminator, losses, averages of a training file) are passed
     over. Raises ValueError listing every tensor that is missing, unexpected or misshapen.
     """
+    tensors = {name: value for name, value in state.items() if name.startswith(PREFIXES)}
+    check_tokenizer_specs(specs_in(tensors), config, "tokenizer")
+    return _build(TokenizerWeights(config, tensors), device)
+
+
+def _build(weights: TokenizerWeights, device: str | torch.device) -> BinaryTokenizer:
     with torch.device("meta"):
-        tokenizer = BinaryTokenizer(config)
-    expected = {name: list(value.shape) for name, value in tokenizer.state_dict().items()}
-    found = {name: value for name, value in state.items() if name.startswith(PREFIXES)}
-    problems = [f"missing {name} {expected[name]}" for name in expected if name not in found]
-    problems += [f"unexpected {name} {list(found[name].shape)}" for name in found if name not in expected]
-    problems += [
-        f"{name} has the shape {list(found[name].shape)}, expected {expected[name]}"
-        for name in expected
-        if name in found and list(found[name].shape) != expected[name]
-    ]
-    if problems:
-        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise ValueError(
-            "tokenizer weights do not fit ae_config.json "
-            f"(ch {config.ch}, ch_mult {list(config.ch_mult)}, num_res_blocks {config.num_res_blocks}, "
-            f"z_channels {config.z_channels}, gan_decoder {config.gan_decoder}), which decides shapes:\n  "
-            + "\n  ".join(shown)
-        )
-    widened = {name: value.to(device=device, dtype=torch.float32) for name, value in found.items()}
-    tokenizer.load_state_dict(widened, assign=True)
+        tokenizer = BinaryTokenizer(weights.config)
+    # Copies: a tensor may be a view of a file that is mapped, or of a model that goes on training.
+    state = {
+        name: torch.empty(value.shape, dtype=torch.float32, device=device).copy_(value)
+        for name, value in weights.tensors.items()
+    }
+    tokenizer.load_state_dict(state, assign=True)
     return tokenizer.requires_grad_(False).eval()
+
+
+def write_tokenizer(weights: TokenizerWeights, folder: str | Path) -> None:
+    """Write config and weights, in the dtypes that these have, into `folder`, made where it is missing."""
+    folder, specs = Path(folder), specs_in(weights.tensors)
+    writer = SafetensorsWriter(folder, specs, {name: Place(WEIGHTS_FILE, name) for name in specs})
+    for name, tensor in weights.tensors.items():
+        writer.add(name, tensor)
+    writer.finish()
+    text = json.dumps(weights.config.to_json(), indent=2) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def save_tokenizer(tokenizer: BinaryTokenizer, folder: str | Path) -> None:
+    """`write_tokenizer` of a tokenizer in memory."""
+    write_tokenizer(TokenizerWeights(tokenizer.config, tokenizer.state_dict()), folder)
 
 
 def tokenizer_fingerprint(source: str | Path | BinaryTokenizer) -> str:
@@ -94,24 +126,11 @@ def tokenizer_fingerprint(source: str | Path | BinaryTokenizer) -> str:
     Weights are hashed as float32, so the storage type does not matter where it is exact.
     """
     if isinstance(source, BinaryTokenizer):
-        config, tensors = source.config, iter(sorted(source.state_dict().items()))
+        weights = TokenizerWeights(source.config, source.state_dict())
     else:
-        config, tensors = read_tokenizer_config(source), _stored_tensors(Path(source))
-    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
-    for name, value in tensors:
+        weights = open_tokenizer(source)
+    digest = hashlib.sha256(json.dumps(weights.config.to_json(), sort_keys=True).encode())
+    for name, value in sorted(weights.tensors.items()):
         digest.update(f"{name} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of `ae.safetensors`, one at a time, sorted by name."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no {WEIGHTS_FILE}, the tokenizer's weights")
-    try:
-        with safe_open(path, "pt") as file:
-            for name in sorted(file.keys()):
-                yield name, file.get_tensor(name)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is broken ({error}): copy it anew") from error

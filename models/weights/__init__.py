@@ -1,7 +1,5 @@
 """Published weights in and out.
 
-strict.py             do tensors fit a model, and which config value decides it
-safetensors_files.py  safetensors files, one at a time, in and out
 torch_files.py        `.pt` files, read without running code
 sources.py            a local path, or hf:owner/name
 layout.py             the published text-to-image folder, as names and rules
@@ -14,6 +12,7 @@ class_conditional.py  the class-conditional models' `.pt`, and our folder of the
 kinds.py              which of the three kinds, for the commands
 """
 
+from models.tensor_files.strict import TensorSpec
 from models.weights.folder import (
     FolderWriter,
     LoadedModel,
@@ -31,7 +30,6 @@ from models.weights.source import (
     stored_specs,
 )
 from models.weights.sources import locate
-from models.weights.strict import TensorSpec
 
 __all__ = [
     "FolderWriter",

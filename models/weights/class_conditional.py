@@ -18,18 +18,12 @@ import torch
 from torch import Tensor
 
 from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalConfig, ClassConditionalModel
-from models.weights import layout
-from models.weights.modules import build_filled, specs_of
-from models.weights.safetensors_files import Place, SafetensorsWriter, read_specs, read_tensors
-from models.weights.strict import Rule, TensorSpec, check_tensors, explain_by
-from models.weights.tokenizer_weights import (
-    TokenizerWeights,
-    count_numbered,
-    require_telling,
-    tokenizer_from_folder,
-    tokenizer_from_state,
-    write_tokenizer_folder,
-)
+from models.tensor_files.safetensors_files import Place, SafetensorsWriter, read_specs, read_tensors
+from models.tensor_files.strict import Rule, TensorSpec, check_tensors, explain_by, specs_in, specs_of
+from models.tokenizer.files import WEIGHTS_FILE as TOKENIZER_WEIGHTS
+from models.tokenizer.files import TokenizerWeights, open_tokenizer, write_tokenizer
+from models.weights.modules import build_filled
+from models.weights.tokenizer_weights import count_numbered, infer_tokenizer, require_telling
 from models.weights.torch_files import tensors_of
 
 CONFIG, WEIGHTS = "class_conditional_config.json", "class_conditional.safetensors"
@@ -73,8 +67,8 @@ def class_conditional_from_file(content: Mapping[str, Any], where: str) -> Class
         raise ValueError(f"{where}: a {type(state).__name__}; expected a dictionary of tensors by name")
     tensors = tensors_of({k: v for k, v in state.items() if not str(k).startswith(TOKENIZER)}, where)
     frozen = _frozen_tokenizer(content)
-    tokenizer = tokenizer_from_state(frozen, f"{where}, {TOKENIZER}*") if frozen else None
-    specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in tensors.items()}
+    tokenizer = infer_tokenizer(frozen, f"{where}, {TOKENIZER}*") if frozen else None
+    specs = specs_in(tensors)
     down_size = tokenizer.config.downsample if tokenizer else ClassConditionalConfig.down_size
     config = infer_class_conditional_config(specs, down_size, where)
     check_class_conditional_specs(specs, config, where)
@@ -106,13 +100,13 @@ def class_conditional_from_folder(folder: Path) -> ClassConditionalWeights:
     specs = read_specs(folder / WEIGHTS)
     check_class_conditional_specs(specs, config, str(folder))
     tensors = dict(read_tensors(folder, {name: Place(WEIGHTS, name) for name in specs}))
-    has_tokenizer = (folder / layout.TOKENIZER_WEIGHTS).is_file()
-    return ClassConditionalWeights(config, tensors, tokenizer_from_folder(folder) if has_tokenizer else None)
+    has_tokenizer = (folder / TOKENIZER_WEIGHTS).is_file()
+    return ClassConditionalWeights(config, tensors, open_tokenizer(folder) if has_tokenizer else None)
 
 
 def write_class_conditional_folder(weights: ClassConditionalWeights, folder: Path) -> None:
     """Write configuration and weights, in the dtypes that the tensors have. Memory: the model once."""
-    specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in weights.tensors.items()}
+    specs = specs_in(weights.tensors)
     writer = SafetensorsWriter(folder, specs, {name: Place(WEIGHTS, name) for name in specs})
     for name, tensor in weights.tensors.items():
         writer.add(name, tensor)
@@ -120,7 +114,7 @@ def write_class_conditional_folder(weights: ClassConditionalWeights, folder: Pat
     text = json.dumps(weights.config.to_json(), indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     if weights.tokenizer is not None:
-        write_tokenizer_folder(weights.tokenizer, folder)
+        write_tokenizer(weights.tokenizer, folder)
 
 
 def write_class_conditional_file(weights: ClassConditionalWeights, file: IO[bytes]) -> None:
@@ -151,7 +145,7 @@ def save_class_conditional(
     """Write ``model``, and the binary tokenizer of ``tokenizer_folder``, in the dtypes that they have."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer_from_folder(Path(tokenizer_folder)) if tokenizer_folder is not None else None
+    tokenizer = open_tokenizer(Path(tokenizer_folder)) if tokenizer_folder is not None else None
     weights = ClassConditionalWeights(model.config, model.state_dict(), tokenizer)
     write_class_conditional_folder(weights, Path(folder))
 

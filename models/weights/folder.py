@@ -15,13 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from models.layout import SequenceTokens
+from models.tensor_files.safetensors_files import SafetensorsWriter
+from models.tensor_files.strict import TensorSpec
 from models.text_to_image import TextToImageConfig, TextToImageModel
+from models.tokenizer.files import CONFIG_FILE as TOKENIZER_CONFIG
+from models.tokenizer.files import WEIGHTS_FILE as TOKENIZER_WEIGHTS
 from models.weights import layout
 from models.weights.grow import grow_patch
 from models.weights.modules import build_filled
-from models.weights.safetensors_files import SafetensorsWriter
 from models.weights.source import ModelSource, open_folder, stored_specs
-from models.weights.strict import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class FolderWriter:
         self._write_json(layout.HEAD_CONFIG, self._config.head.to_json())
         text_tokenizer.save_pretrained(self._folder)
         if tokenizer_folder is not None:
-            for name in (layout.TOKENIZER_CONFIG, layout.TOKENIZER_WEIGHTS):
+            for name in (TOKENIZER_CONFIG, TOKENIZER_WEIGHTS):
                 shutil.copyfile(Path(tokenizer_folder) / name, self._folder / name)
         for name, content in (extra_json or {}).items():
             self._write_json(name, content)

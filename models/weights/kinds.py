@@ -10,6 +10,8 @@ import dataclasses
 from pathlib import Path
 from typing import IO, TypeAlias
 
+from models.tokenizer.files import CONFIG_FILE as TOKENIZER_CONFIG
+from models.tokenizer.files import TokenizerWeights, open_tokenizer, write_tokenizer
 from models.weights import layout
 from models.weights.class_conditional import (
     CONFIG as CLASS_CONDITIONAL_CONFIG,
@@ -24,14 +26,7 @@ from models.weights.class_conditional import (
 )
 from models.weights.folder import write_source
 from models.weights.source import ModelSource, open_folder
-from models.weights.tokenizer_weights import (
-    STATE_DICT,
-    TokenizerWeights,
-    tokenizer_from_file,
-    tokenizer_from_folder,
-    write_tokenizer_file,
-    write_tokenizer_folder,
-)
+from models.weights.tokenizer_weights import STATE_DICT, tokenizer_from_file, write_tokenizer_file
 from models.weights.torch_files import read_torch_file
 
 Weights: TypeAlias = ModelSource | ClassConditionalWeights | TokenizerWeights
@@ -49,12 +44,12 @@ def open_weights(path: Path) -> Weights:
         return open_folder(path)
     if (path / CLASS_CONDITIONAL_CONFIG).is_file():
         return class_conditional_from_folder(path)
-    if (path / layout.TOKENIZER_CONFIG).is_file():
-        return tokenizer_from_folder(path)
+    if (path / TOKENIZER_CONFIG).is_file():
+        return open_tokenizer(path)
     hint = f"; there is an export inside: name {path / 'export'}" if (path / "export").is_dir() else ""
     raise ValueError(
         f"{path}: no weights here; expected {layout.LLM_CONFIG} (text-to-image), {CLASS_CONDITIONAL_CONFIG} "
-        f"(class-conditional) or {layout.TOKENIZER_CONFIG} (tokenizer) in the folder, or a .pt file{hint}"
+        f"(class-conditional) or {TOKENIZER_CONFIG} (tokenizer) in the folder, or a .pt file{hint}"
     )
 
 
@@ -79,7 +74,7 @@ def write_folder(weights: Weights, folder: Path) -> None:
     elif isinstance(weights, ClassConditionalWeights):
         write_class_conditional_folder(weights, folder)
     else:
-        write_tokenizer_folder(weights, folder)
+        write_tokenizer(weights, folder)
 
 
 def write_file(weights: ClassConditionalWeights | TokenizerWeights, file: IO[bytes]) -> None:
@@ -110,7 +105,7 @@ def with_frozen_tokenizer(
                 "the tokenizer's folder"
             )
         return weights
-    tokenizer = tokenizer_from_folder(folder)
+    tokenizer = open_tokenizer(folder)
     if tokenizer.config.z_channels != weights.config.latent_dim:
         raise ValueError(
             f"{folder}: a tokenizer of {tokenizer.config.z_channels} bits a token, but the model has "

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from models.weights.safetensors_files import Place, plan_shards
-from models.weights.strict import Rule, TensorSpec
+from models.tensor_files.safetensors_files import Place, plan_shards
+from models.tensor_files.strict import Rule, TensorSpec
 
 LLM_CONFIG, LLM_INDEX, LLM_WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 HEAD_CONFIG, HEAD_WEIGHTS = "vision_head_config.json", "vision_head.safetensors"
 PROJECTOR_WEIGHTS = "projector.safetensors"
-TOKENIZER_CONFIG, TOKENIZER_WEIGHTS = "ae_config.json", "ae.safetensors"
 
 LLM, PROJECTOR, HEAD = "llm.", "projector.", "vision_head."
 EMBEDDING, OUTPUT = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
@@ -80,13 +79,4 @@ RULES = (
     Rule(_BLOCK + r".*", HEAD_CONFIG, ("depth_latent", "ch_latent")),
     Rule(r"vision_head\.net\.final_layer\.linear\..*", HEAD_CONFIG, ("ch_target", "ch_latent")),
     Rule(r"vision_head\..*", HEAD_CONFIG, ("ch_latent",)),
-)
-
-TOKENIZER_RULES = (
-    Rule(r"encoder\.conv_in\..*", TOKENIZER_CONFIG, ("ch", "in_channels")),
-    Rule(r"decoder\.conv_in\..*", TOKENIZER_CONFIG, ("ch", "ch_mult", "z_channels", "gan_decoder")),
-    Rule(r"encoder\.conv_out\..*", TOKENIZER_CONFIG, ("z_channels", "ch", "ch_mult")),
-    Rule(r"decoder\.conv_out\..*", TOKENIZER_CONFIG, ("out_ch", "ch")),
-    Rule(r"decoder\.adaptive\..*", TOKENIZER_CONFIG, ("ch", "ch_mult", "z_channels")),
-    Rule(r".*", TOKENIZER_CONFIG, ("ch", "ch_mult", "num_res_blocks")),
 )

@@ -9,20 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from models.weights.strict import TensorSpec
-
 M = TypeVar("M", bound=nn.Module)
-
-
-def module_specs(module: nn.Module) -> dict[str, TensorSpec]:
-    """Name, shape and dtype of each entry of a module's state dict."""
-    return {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in module.state_dict().items()}
-
-
-def specs_of(make: Callable[[], nn.Module]) -> dict[str, TensorSpec]:
-    """`module_specs` of the module that ``make`` builds, without memory for its weights."""
-    with torch.device("meta"):
-        return module_specs(make())
 
 
 def build_filled(

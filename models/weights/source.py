@@ -15,14 +15,15 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from models.head import HeadConfig
 from models.layout import SequenceTokens, sequence_tokens
+from models.tensor_files.safetensors_files import Place, read_index, read_specs, read_tensors
+from models.tensor_files.strict import TensorSpec, check_tensors, explain_by, module_specs
 from models.text_to_image import TextToImageConfig, TextToImageModel
 from models.text_tokens import load_text_tokenizer
 from models.tokenizer import read_tokenizer_config
+from models.tokenizer.files import CONFIG_FILE as TOKENIZER_CONFIG
+from models.tokenizer.files import WEIGHTS_FILE as TOKENIZER_WEIGHTS
+from models.tokenizer.files import open_tokenizer
 from models.weights import layout
-from models.weights.modules import module_specs
-from models.weights.safetensors_files import Place, read_index, read_specs, read_tensors
-from models.weights.strict import TensorSpec, check_tensors, explain_by
-from models.weights.tokenizer_weights import check_tokenizer_specs
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def read_folder_config(folder: str | Path) -> TextToImageConfig:
     try:
         head = HeadConfig.from_json(head_values)
         qwen = Qwen3Config.from_dict(llm)
-        if not (folder / layout.TOKENIZER_CONFIG).is_file():
+        if not (folder / TOKENIZER_CONFIG).is_file():
             return TextToImageConfig(qwen, head)
         return TextToImageConfig(qwen, head, read_tokenizer_config(folder).downsample)
     except (ValueError, TypeError) as error:
@@ -91,7 +92,7 @@ def open_folder(folder: str | Path) -> ModelSource:
         del places[layout.OUTPUT], specs[layout.OUTPUT]
     configs = {layout.LLM_CONFIG: config.llm.to_dict(), layout.HEAD_CONFIG: config.head.to_json()}
     check_tensors(specs, expected, str(folder), explain_by(layout.RULES, configs))
-    has_tokenizer = (folder / layout.TOKENIZER_WEIGHTS).is_file()
+    has_tokenizer = (folder / TOKENIZER_WEIGHTS).is_file()
     if has_tokenizer:
         _check_tokenizer(folder, config.head.ch_target)
     text_tokenizer = load_text_tokenizer(folder)
@@ -154,7 +155,7 @@ def with_tokenizer(source: ModelSource, folder: Path | None) -> ModelSource:
     if folder is None:
         if source.tokenizer_folder is None:
             raise ValueError(
-                f"the model came without its binary tokenizer ({layout.TOKENIZER_WEIGHTS}), which a "
+                f"the model came without its binary tokenizer ({TOKENIZER_WEIGHTS}), which a "
                 "published folder holds; name the tokenizer's folder"
             )
         return source
@@ -168,11 +169,10 @@ def _check_tokenizer(folder: Path, bits: int) -> int:
     config = read_tokenizer_config(folder)
     if config.z_channels != bits:
         raise ValueError(
-            f"{folder}: {layout.TOKENIZER_CONFIG} has z_channels = {config.z_channels}, but the model's "
+            f"{folder}: {TOKENIZER_CONFIG} has z_channels = {config.z_channels}, but the model's "
             f"{layout.HEAD_CONFIG} has ch_target = {bits}: it was trained with another tokenizer"
         )
-    check_tokenizer_specs(read_specs(folder / layout.TOKENIZER_WEIGHTS), config, str(folder))
-    return config.downsample
+    return open_tokenizer(folder).config.downsample
 
 
 def _check_vocabulary(

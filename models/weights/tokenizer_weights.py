@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
-from models.tokenizer import BinaryTokenizer, TokenizerConfig, read_tokenizer_config
-from models.weights import layout
-from models.weights.modules import specs_of
-from models.weights.safetensors_files import Place, SafetensorsWriter, read_specs, read_tensors
-from models.weights.strict import TensorSpec, check_tensors, explain_by
+from models.tensor_files.strict import TensorSpec, specs_in
+from models.tokenizer import TokenizerConfig
+from models.tokenizer.files import PREFIXES, TokenizerWeights, check_tokenizer_specs
 from models.weights.torch_files import tensors_of
 
-PREFIXES = ("encoder.", "decoder.")
 STATE_DICT = "state_dict"
-
-
-@dataclass(frozen=True)
-class TokenizerWeights:
-    """A binary tokenizer, checked; its tensors stay on disk (mapped) until they are read."""
-
-    config: TokenizerConfig
-    tensors: Mapping[str, Tensor]
 
 
 def tokenizer_from_file(content: Mapping[str, Any], where: str) -> TokenizerWeights:
@@ -40,48 +25,21 @@ def tokenizer_from_file(content: Mapping[str, Any], where: str) -> TokenizerWeig
     state = content.get(STATE_DICT)
     if not isinstance(state, Mapping):
         raise ValueError(f"{where}: no `{STATE_DICT}` in it; found {sorted(map(str, content))}")
-    return tokenizer_from_state(state, f"{where}, {STATE_DICT}")
+    return infer_tokenizer(state, f"{where}, {STATE_DICT}")
 
 
-def tokenizer_from_state(state: Mapping[str, Any], where: str) -> TokenizerWeights:
+def infer_tokenizer(state: Mapping[str, Any], where: str) -> TokenizerWeights:
     """The tokenizer in ``state``: its `encoder.` and `decoder.` entries. Raises ValueError as above."""
     tensors = tensors_of({k: v for k, v in state.items() if str(k).startswith(PREFIXES)}, where)
-    specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in tensors.items()}
+    specs = specs_in(tensors)
     config = infer_tokenizer_config(specs, where)
     check_tokenizer_specs(specs, config, where)
     return TokenizerWeights(config, tensors)
 
 
-def tokenizer_from_folder(folder: Path) -> TokenizerWeights:
-    """The tokenizer in a folder with `ae_config.json` and `ae.safetensors`. Raises ValueError as above."""
-    config, specs = read_tokenizer_config(folder), read_specs(folder / layout.TOKENIZER_WEIGHTS)
-    check_tokenizer_specs(specs, config, str(folder))
-    places = {name: Place(layout.TOKENIZER_WEIGHTS, name) for name in specs}
-    return TokenizerWeights(config, dict(read_tensors(folder, places)))
-
-
-def write_tokenizer_folder(weights: TokenizerWeights, folder: Path) -> None:
-    """Write `ae_config.json` and `ae.safetensors`, in the dtypes that the tensors have."""
-    specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in weights.tensors.items()}
-    writer = SafetensorsWriter(folder, specs, {n: Place(layout.TOKENIZER_WEIGHTS, n) for n in specs})
-    for name, tensor in weights.tensors.items():
-        writer.add(name, tensor)
-    writer.finish()
-    text = json.dumps(weights.config.to_json(), indent=2) + "\n"
-    (folder / layout.TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
-
-
 def write_tokenizer_file(weights: TokenizerWeights, file: IO[bytes]) -> None:
     """Write the published form, a ``.pt`` with the tensors under `state_dict`."""
     torch.save({STATE_DICT: dict(weights.tensors)}, file)
-
-
-def check_tokenizer_specs(found: Mapping[str, TensorSpec], config: TokenizerConfig, where: str) -> None:
-    """Raise ValueError unless ``found`` are exactly the tensors of the binary tokenizer of ``config``."""
-    data = config.to_json()
-    values = {layout.TOKENIZER_CONFIG: {**data["ddconfig"], "gan_decoder": data["gan_decoder"]}}
-    explain = explain_by(layout.TOKENIZER_RULES, values)
-    check_tensors(found, specs_of(lambda: BinaryTokenizer(config)), where, explain)
 
 
 def infer_tokenizer_config(specs: Mapping[str, TensorSpec], where: str) -> TokenizerConfig:

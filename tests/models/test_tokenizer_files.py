@@ -1,5 +1,6 @@
 """Files of a tokenizer: round trip, fingerprint, and weights that do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,15 @@ def test_fingerprint_knows_weights_and_config_and_not_the_place(tmp_path: Path) 
     with torch.no_grad():
         tokenizer.decoder.conv_out.bias[0] += 1e-6
     assert tokenizer_fingerprint(tokenizer) != print_of
+    other = make()
+    other.config = replace(CONFIG, gan_decoder=True)
+    assert tokenizer_fingerprint(other) != print_of
     config = (tmp_path / "ae_config.json").read_text()
     (tmp_path / "ae_config.json").write_text(config.replace('"gan_decoder": false', '"gan_decoder": true'))
-    assert tokenizer_fingerprint(tmp_path) != print_of
+    with pytest.raises(
+        ValueError, match=r"decoder\.conv_in\.weight is \[32, 4, 3, 3\], expected \[32, 8, 3, 3\]"
+    ):
+        tokenizer_fingerprint(tmp_path)
 
 
 def test_half_precision_storage_is_widened(tmp_path: Path) -> None:
@@ -68,10 +75,9 @@ def test_every_misfit_is_listed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ae_config\.json") as caught:
         load_tokenizer(tmp_path)
     for part in (
-        "missing encoder.conv_in.weight [32, 3, 3, 3]",
-        "unexpected encoder.mid.attn.q.weight [3]",
-        "decoder.conv_out.bias has the shape [4], expected [3]",
-        "ch_mult [1, 1]",
+        "1 missing:\n  encoder.conv_in.weight [32, 3, 3, 3] (ae_config.json: ch = 32, in_channels = 3)",
+        "1 unexpected:\n  encoder.mid.attn.q.weight [3] (ae_config.json: ch = 32, ch_mult = [1, 1]",
+        "1 misshapen:\n  decoder.conv_out.bias is [4], expected [3] (ae_config.json: out_ch = 3, ch = 32)",
     ):
         assert part in str(caught.value)
 
@@ -84,5 +90,5 @@ def test_absent_and_broken_files(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     save_tokenizer(make(), tmp_path)
     (tmp_path / "ae.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"holds no ae\.safetensors"):
+    with pytest.raises(ValueError, match=r"ae\.safetensors: no such file"):
         tokenizer_fingerprint(tmp_path)

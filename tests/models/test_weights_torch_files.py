@@ -9,6 +9,7 @@ import tiny_models as cases
 import torch
 
 from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalModel
+from models.tensor_files.strict import specs_of
 from models.tokenizer import BinaryTokenizer, TokenizerConfig, load_tokenizer
 from models.weights.class_conditional import (
     infer_class_conditional_config,
@@ -16,7 +17,6 @@ from models.weights.class_conditional import (
     save_class_conditional,
 )
 from models.weights.kinds import open_weights, write_file, write_folder
-from models.weights.modules import specs_of
 from models.weights.tokenizer_weights import infer_tokenizer_config
 
 

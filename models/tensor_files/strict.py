@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 LISTED = 20  # tensors named per kind of problem; a wrong number of layers alone would give hundreds
 
@@ -25,6 +26,22 @@ class TensorSpec(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
+
+
+def module_specs(module: nn.Module) -> dict[str, TensorSpec]:
+    """Name, shape and dtype of each entry of a module's state dict."""
+    return specs_in(module.state_dict())
+
+
+def specs_in(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
+    """Shape and dtype of each of ``tensors``."""
+    return {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in tensors.items()}
+
+
+def specs_of(make: Callable[[], nn.Module]) -> dict[str, TensorSpec]:
+    """`module_specs` of the module that ``make`` builds, without memory for its weights."""
+    with torch.device("meta"):
+        return module_specs(make())
 
 
 class Rule(NamedTuple):

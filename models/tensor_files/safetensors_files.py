@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.weights.strict import TensorSpec
+from models.tensor_files.strict import TensorSpec
 
 # The types that weights are published in; anything else (quantized, 8-bit) is not what these models compute
 # with.

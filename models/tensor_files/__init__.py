@@ -1,0 +1,5 @@
+"""Tensors in files, whatever the model: do they fit it to the last name, and safetensors in and out.
+
+strict.py             do tensors fit a model, and which config value decides it
+safetensors_files.py  safetensors files, one at a time, in and out
+"""

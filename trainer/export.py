@@ -6,21 +6,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foundation.files import atomic_write, commit_folder, sha256_file
+from data_pipeline.tokenize.captions import text_tokenizer_hash
+from foundation.files import atomic_write, commit_folder
 from models.weights import FolderWriter, ModelSource, TensorSpec
 from trainer.adapters import merged
 from trainer.checkpoint_files import StaleStart, describe_file, refuse_stale
 from trainer.engine import Engine
 from trainer.recipe import StageRecipe
 from trainer.run_folder import EXPORT_MANIFEST, RunFolder
-from trainer.stage_start import vocabulary_fingerprint
 
 
 def write_export(
@@ -62,7 +61,7 @@ def write_export(
         manifest = {
             "step": recipe.steps,
             "p": source.config.p,
-            "vocabulary_sha256": vocabulary_fingerprint(source.text_tokenizer),
+            "vocabulary_sha256": text_tokenizer_hash(source.text_tokenizer),
             "lineage": lineage,
             "files": {path.name: describe_file(path) for path in sorted(partial.iterdir())},
         }
@@ -78,31 +77,3 @@ def write_export(
     dist.broadcast_object_list(stale, src=0)
     if stale[0] is not None:
         raise stale[0]
-
-
-def read_export_manifest(folder: Path) -> dict[str, Any] | None:
-    """The record of an export of ours; None for a folder that came from elsewhere."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / EXPORT_MANIFEST).read_text())
-    except FileNotFoundError:
-        return None
-    return manifest
-
-
-def parent_of(recipe: StageRecipe) -> dict[str, Any] | None:
-    """What a stage records of the folder that its weights came from; None where it had none.
-
-    The hash of the parent's manifest stands for all of its files, whose hashes are in it.
-    """
-    start = recipe.model.init_from or recipe.model.pretrained
-    if start is None:
-        return None
-    manifest = read_export_manifest(Path(start))
-    if manifest is None:
-        return {"from": start}
-    return {
-        "from": start,
-        "manifest_sha256": sha256_file(Path(start) / EXPORT_MANIFEST),
-        "step": manifest["step"],
-        "lineage": manifest["lineage"],
-    }

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import DataError
+from foundation.files import sha256_file
+from trainer.recipe import StageRecipe
 from trainer.run_folder import EXPORT_MANIFEST
 
 SHOWN = 12  # digits of a hash that are shown
@@ -55,3 +57,37 @@ def _stage(lineage: dict[str, Any]) -> list[str]:
         f"dataset    {dataset['folder']}, {dataset['manifest_sha256'][:SHOWN]}",
         f"tokenizer  {lineage['tokenizer_fingerprint'][:SHOWN]}",
     ]
+
+
+def read_export_manifest(folder: Path) -> dict[str, Any] | None:
+    """The record of an export of ours; None for a folder that came from elsewhere.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / EXPORT_MANIFEST).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error}") from None
+    return manifest
+
+
+def parent_of(recipe: StageRecipe) -> dict[str, Any] | None:
+    """What a stage records of the folder that its weights came from; None where it had none.
+
+    The hash of the parent's manifest stands for all of its files, whose hashes are in it.
+    """
+    start = recipe.model.init_from or recipe.model.pretrained
+    if start is None:
+        return None
+    manifest = read_export_manifest(Path(start))
+    if manifest is None:
+        return {"from": start}
+    return {
+        "from": start,
+        "manifest_sha256": sha256_file(Path(start) / EXPORT_MANIFEST),
+        "step": manifest["step"],
+        "lineage": manifest["lineage"],
+    }

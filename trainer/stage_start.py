@@ -7,16 +7,15 @@ that no rank ever holds a whole model that is meant to be sharded.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import PretrainedConfig, Qwen3Config
 
 from data_pipeline.latents import LatentDataset
+from data_pipeline.tokenize.captions import text_tokenizer_hash
 from foundation.errors import DataError, Problems, RecipeError
 from models.head import DiffusionHead, HeadConfig
 from models.layout import add_sequence_tokens
@@ -28,10 +27,10 @@ from models.tokenizer import read_tokenizer_config, tokenizer_fingerprint
 from models.weights import ModelSource, expected_specs, grow_patch, locate, open_folder, stored_specs
 from models.weights.grow import grow_rows
 from models.weights.layout import EMBEDDING, HEAD, LLM, LLM_INDEX, LLM_WHOLE, OUTPUT, PROJECTOR
+from trainer.lineage import read_export_manifest
 from trainer.model_recipe import HeadSection
 from trainer.recipe import StageRecipe
-
-CAPTIONS_LOOKED_AT = 16  # of each class, before training starts
+from trainer.run_folder import EXPORT_MANIFEST
 
 
 def open_start(recipe: StageRecipe) -> ModelSource:
@@ -80,39 +79,36 @@ def check_dataset(recipe: StageRecipe, source: ModelSource, dataset: LatentDatas
         problems.add(
             where, f"its tokens have {manifest.tokenizer.bits_per_token} bits, those of the model {bits}"
         )
-    _check_captions(recipe, source, dataset, problems)
+    _check_vocabulary(recipe, source, dataset, problems)
     problems.raise_if_any(DataError, f"The latents in {where} do not belong to this model")
     side = source.config.tokenizer_downsample * source.config.p
     if recipe.samples is not None and any(length % side for length in recipe.samples.size):
         raise RecipeError(f"samples.size is {list(recipe.samples.size)}: expected multiples of {side} pixels")
 
 
-def _check_captions(
+def _check_vocabulary(
     recipe: StageRecipe, source: ModelSource, dataset: LatentDataset, problems: Problems
 ) -> None:
-    """Whether the model's text tokenizer cuts captions into as many tokens as the dataset has counted.
-
-    Nothing else of a text tokenizer is in a dataset, whose captions are text; a few of each class are enough
-    to tell two tokenizers apart.
-    """
-    encode = source.text_tokenizer.backend_tokenizer.encode
-    for resolution in (r for r, weight in recipe.data.ratio.items() if weight and r in dataset.classes):
-        index = dataset.classes[resolution]
-        for sample in range(min(CAPTIONS_LOOKED_AT, index.samples)):
-            record, counted = dataset.record(resolution, sample), int(index.n_text[sample])
-            found = len(encode(record.caption, add_special_tokens=False).ids)
-            if found != counted:
-                problems.add(
-                    recipe.data.latents,
-                    f"the caption of {record.key!r} has {counted} tokens there, {found} by the model's text "
-                    f"tokenizer; the dataset was counted with {dataset.manifest.text_tokenizer.name}",
-                    "tokenize the pictures anew with the model's text tokenizer",
-                )
-                return
+    """Whether the latents' captions were counted with the model's text tokenizer."""
+    made_by, found = dataset.manifest.text_tokenizer, text_tokenizer_hash(source.text_tokenizer)
+    if found != made_by.sha256:
+        problems.add(
+            recipe.data.latents,
+            f"its captions were counted with the text tokenizer {made_by.name} ({made_by.sha256[:12]}); the "
+            f"model's has another vocabulary ({found[:12]})",
+            "tokenize the pictures anew with the model's text tokenizer, or start from a model with this one",
+        )
 
 
 def _from_export(recipe: StageRecipe, name: str) -> ModelSource:
-    source = open_folder(locate(name))
+    folder = locate(name)
+    source, manifest = open_folder(folder), read_export_manifest(folder)
+    vocabulary = text_tokenizer_hash(source.text_tokenizer)
+    if manifest is not None and manifest.get("vocabulary_sha256") != vocabulary:
+        raise ValueError(
+            f"the text tokenizer in {name} is not the one that its model was trained with (its vocabulary "
+            f"differs from what {EXPORT_MANIFEST} there says): restore it from the run that exported it"
+        )
     wanted, found, grow_from = recipe.model.p, source.config.p, recipe.model.grow_from
     if grow_from is not None and grow_from != found:
         raise ValueError(f"{name} has p = {found}, but model.grow_from says {grow_from}")
@@ -222,9 +218,3 @@ def fresh_head_config(head: HeadSection, p: int, bits: int, width: int) -> HeadC
         parallel_num=p**2,
         use_swiglu=head.swiglu,
     )
-
-
-def vocabulary_fingerprint(text_tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 (hex) over the tokens and their ids: equal for tokenizers that give equal ids the same text."""
-    vocabulary = sorted(text_tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()

@@ -14,6 +14,8 @@ from foundation.errors import RecipeError
 
 # A caption must not be able to open or close parts of the training sequence.
 _SPECIAL = re.compile(r"<\|([^|<>\s]{1,64})\|>")
+# What `models.layout.tokens` adds to a text tokenizer for the sequences of pictures.
+_SEQUENCE_TOKEN = re.compile(r"<\|(res|query)_\d+\|>")
 _CHARACTERS_PER_TOKEN = (
     64  # no real text has longer tokens; bounds the work on captions of a million characters
 )
@@ -80,9 +82,14 @@ def train_and_save(captions: Iterable[str], vocab_size: int, folder: Path) -> No
 
 
 def text_tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 (hex) of the tokenizer's canonical JSON: vocabulary, merges, normalization, special tokens."""
+    """SHA-256 (hex) over what decides the tokens of a text: normalization, splitting, merges, and the ids of
+    pieces and special tokens.
+
+    The tokens of picture sequences, which no caption has, are left out: the tokenizer in a model has the hash
+    of the one that the model was made with.
+    """
     serialized = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Set by calls, not part of what the tokenizer is.
-    serialized.pop("truncation", None)
-    serialized.pop("padding", None)
-    return hashlib.sha256(json.dumps(serialized, sort_keys=True).encode()).hexdigest()
+    parts = {key: serialized[key] for key in ("normalizer", "pre_tokenizer", "model")}
+    added = ((token["id"], token["content"]) for token in serialized["added_tokens"])
+    parts["added"] = [token for token in sorted(added) if not _SEQUENCE_TOKEN.fullmatch(token[1])]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,13 @@
 """Captions: cleaned, cut by tokens, counted as a reader will count them."""
 
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.tokenize.captions import CaptionCounter, clean_caption, text_tokenizer_hash
+from models.layout import add_sequence_tokens
 from models.text_tokens import train_text_tokenizer
 
 TEXTS = ["a red motorcycle stands in a garage", "a tabby cat with green eyes", "a bear, ein Bär"]
@@ -57,7 +60,12 @@ def test_no_special_token_can_come_out_of_a_caption(tokenizer):
 
 
 def test_the_hash_is_of_what_the_tokenizer_is(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
     before = text_tokenizer_hash(tokenizer)
     tokenizer(TEXTS, padding=True, truncation=True, max_length=4)  # leaves its settings in the backend
     assert text_tokenizer_hash(tokenizer) == before == text_tokenizer_hash(train_text_tokenizer(TEXTS, 300))
     assert text_tokenizer_hash(train_text_tokenizer(TEXTS, 290)) != before
+    add_sequence_tokens(tokenizer, 4)  # as a model does
+    assert text_tokenizer_hash(tokenizer) == before
+    tokenizer.add_tokens(["<|another|>"], special_tokens=True)
+    assert text_tokenizer_hash(tokenizer) != before

@@ -18,7 +18,8 @@ from data_pipeline.manifest import (
 )
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord, pack_bits
 from data_pipeline.streaming_import import MDSWriter
-from models.text_tokens import train_text_tokenizer
+from data_pipeline.tokenize.captions import text_tokenizer_hash
+from models.text_tokens import load_text_tokenizer, train_text_tokenizer
 from models.tokenizer import BinaryTokenizer, TokenizerConfig, save_tokenizer, tokenizer_fingerprint
 
 DOWNSAMPLE = 16
@@ -98,7 +99,12 @@ def write_manifest(root: Path, bits: int, classes: list[ClassManifest], fingerpr
             dtype="float32",
             folder="tokenizer",
         ),
-        text_tokenizer=TextTokenizerManifest(name="text", inside=False, vocab_size=300, sha256="0" * 64),
+        text_tokenizer=TextTokenizerManifest(
+            name="text",
+            inside=False,
+            vocab_size=300,
+            sha256=text_tokenizer_hash(load_text_tokenizer(root.parent / "text")),
+        ),
         classes=classes,
         tasks=1,
         quarantined=0,

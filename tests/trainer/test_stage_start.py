@@ -1,15 +1,21 @@
 """What is checked before a stage starts: latents, text tokenizer and model belong together."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from small_stage import CAPTIONS, make_inputs, write_recipe
 
 from data_pipeline.latents import LatentDataset
+from data_pipeline.tokenize.captions import text_tokenizer_hash
 from foundation.errors import DataError, RecipeError
 from foundation.recipes import load_recipe
 from models.text_tokens import train_text_tokenizer
+from models.weights import write_source
 from trainer.recipe import StageRecipe
+from trainer.run_folder import EXPORT_MANIFEST
 from trainer.stage_start import check_dataset, open_start
 
 
@@ -30,10 +36,60 @@ def test_what_belongs_together_passes(inputs: Path) -> None:
 
 
 def test_another_text_tokenizer_is_refused_before_the_start(inputs: Path) -> None:
-    other = train_text_tokenizer([caption[::-1] for caption in CAPTIONS], 280)
+    """Of the same size, so that no count or shape tells them apart."""
+    other = train_text_tokenizer([caption[::-1] for caption in CAPTIONS], 300)
     other.save_pretrained(inputs / "other-text")
-    with pytest.raises(DataError, match=r"'128-0' has \d+ tokens there, \d+ by the model's text tokenizer"):
+    with pytest.raises(DataError, match="counted with the text tokenizer text "):
         check(inputs, model__random__text_tokenizer=str(inputs / "other-text"))
+
+
+@pytest.fixture(scope="module")
+def export(inputs: Path) -> Path:
+    """What a stage would hand on, with as much of its record as the next one's start reads."""
+    recipe = load_recipe(StageRecipe, write_recipe(inputs))
+    source = replace(open_start(recipe), tokenizer_folder=Path(recipe.tokenizer))
+    write_source(source, inputs / "export")
+    record = {"vocabulary_sha256": text_tokenizer_hash(source.text_tokenizer)}
+    (inputs / "export" / EXPORT_MANIFEST).write_text(json.dumps(record))
+    return inputs / "export"
+
+
+def start_from(export: Path, **changes: object) -> dict[str, object]:
+    return {"model": {"p": 4, "init_from": str(export), **changes}}
+
+
+def test_the_export_of_the_stage_before_passes_grown_or_not(inputs: Path, export: Path) -> None:
+    check(inputs, **start_from(export))
+    check(inputs, **start_from(export, p=8, grow_from=4))
+
+
+def test_latents_of_another_vocabulary_than_the_export_are_refused(
+    inputs: Path, export: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(inputs / "latents", tmp_path / "latents")
+    path = tmp_path / "latents" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    other = train_text_tokenizer([caption[::-1] for caption in CAPTIONS], 300)
+    manifest["text_tokenizer"] |= {"name": "other", "sha256": text_tokenizer_hash(other)}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="counted with the text tokenizer other"):
+        check(inputs, **start_from(export), data__latents=str(tmp_path / "latents"))
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ('{"vocabulary_sha256": "0"}', "not the one that its model was trained with"),
+        ("{", "export.json cannot be read"),
+    ],
+)
+def test_an_export_whose_record_does_not_fit_is_refused(
+    inputs: Path, export: Path, tmp_path: Path, record: str, words: str
+) -> None:
+    shutil.copytree(export, tmp_path / "export")
+    (tmp_path / "export" / EXPORT_MANIFEST).write_text(record)
+    with pytest.raises(RecipeError, match=words):
+        check(inputs, **start_from(tmp_path / "export"))
 
 
 def test_pictures_of_a_size_that_the_model_cannot_have_are_refused(inputs: Path) -> None:

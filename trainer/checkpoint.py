@@ -127,21 +127,28 @@ class Checkpoints:
             problems = problems or ["its manifest could not be read on every rank"]
         return manifest, problems
 
-    def save(self, step: int, shards: dict[str, FlatShard], state: dict[str, Any]) -> None:
+    def save(
+        self, step: int, shards: dict[str, FlatShard], state: dict[str, Any], in_place: bool = False
+    ) -> None:
         """Copy ``shards`` to host memory and write them beside training, as the checkpoint of ``step``.
 
         A save that is being written is waited for.
 
         Args:
             state: the rest of the run's state, as JSON values; equal on all ranks.
+            in_place: for shards that host memory has no room to copy: they are written as they stand, and
+                waited for.
 
         Raises:
-            StaleStart: a newer start of the run has taken over (found by the save before).
+            StaleStart: a newer start of the run has taken over (found by this save, or the one before).
         """
         self.wait()
-        copies = {k: replace(s, values=s.values.to("cpu", copy=True)) for k, s in shards.items()}
+        if not in_place:
+            shards = {k: replace(s, values=s.values.to("cpu", copy=True)) for k, s in shards.items()}
         manifest = CheckpointManifest(step, self.start, self._recipe_sha256, self._lineage, state)
-        self._pending = self._writer.submit(self._write, copies, manifest)
+        self._pending = self._writer.submit(self._write, shards, manifest)
+        if in_place:
+            self.wait()
 
     @property
     def saving(self) -> bool:

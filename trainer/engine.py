@@ -6,6 +6,8 @@ Seen with DeepSpeed 0.19 and dealt with in this file, so that nothing else has t
 - casting a module to bfloat16 casts its buffers too (rotary frequencies lose 16 bits): they are put back;
 - its own checkpoints and its overflow check are not used: state is read and written as `Fragment`s, which any
   number of ranks and any ZeRO stage can cut anew, and a step is guarded before the optimizer moves;
+- what it swaps to NVMe cannot be saved or guarded: it is told to offload to host memory, which then is mapped
+  from files on the disk (`mapped_memory`);
 - a parameter without a gradient in a step's first micro-batch keeps the gradient of the step before (stage
   3): every micro-batch must give every parameter a gradient, if only zeros.
 """
@@ -27,7 +29,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from trainer.recipe import OptimizerSection, ZeroSection
+from trainer.mapped_memory import MappedMemory
+from trainer.recipe import OffloadSection, OptimizerSection, ZeroSection
 from trainer.zero_state import ZeroState
 
 M = TypeVar("M", bound=nn.Module)
@@ -138,7 +141,10 @@ class Engine:
         )
         for name, buffer in buffers.items():
             module.get_buffer(name).data = buffer.to(module.get_buffer(name).device)
-        self.state = ZeroState(self.stage, trained, frozen, self._optimizer, adam, self.device)
+        memory, weights_memory = _memory_of(zero.offload_optimizer), _memory_of(zero.offload_param)
+        self.state = ZeroState(self.stage, trained, frozen, self._optimizer, adam, self.device, memory)
+        if weights_memory is not None:
+            self.state.move_weights(weights_memory)
 
     # --- one step -------------------------------------------------------------------------------------------
 
@@ -209,16 +215,28 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
+def _memory_of(offload: OffloadSection | None) -> MappedMemory | None:
+    return MappedMemory(offload.nvme_path) if offload is not None and offload.nvme_path is not None else None
+
+
 def _deepspeed_config(zero: ZeroSection, precision: str, clip: float) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the loop says itself which micro-batch is a step's last
         "gradient_clipping": clip,
-        "zero_optimization": zero.model_dump(exclude_none=True),
+        "zero_optimization": _zero_config(zero),
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": precision == "bfloat16"},
     }
     if precision == "bfloat16" and zero.stage >= 2:
         # Micro-batches add up in float32. (In stage 1 that would select another, older optimizer class.)
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def _zero_config(zero: ZeroSection) -> dict[str, Any]:
+    config: dict[str, Any] = zero.model_dump(exclude_none=True)
+    for key in ("offload_optimizer", "offload_param"):
+        if key in config:
+            config[key] = {"device": "cpu", "pin_memory": config[key]["pin_memory"]}
     return config

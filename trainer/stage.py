@@ -26,9 +26,9 @@ from trainer.averaging import WeightAverage
 from trainer.checkpoint import Checkpoints
 from trainer.costs import sample_cost
 from trainer.engine import Engine, build_module, set_collective_timeout
-from trainer.export import parent_of
 from trainer.flat_shards import FlatShard, shards_of
 from trainer.guard import Guard
+from trainer.lineage import parent_of
 from trainer.meter import StepMeter
 from trainer.metrics import EventLog, MetricsLog
 from trainer.recipe import CHANGEABLE, StageRecipe
@@ -142,7 +142,9 @@ class Stage:
             "progress": self.progress.to_json(),
             "guard": self.guard.state(),
         }
-        self.checkpoints.save(self.progress.step, self._shards(), state)
+        offload = self.recipe.zero.offload_optimizer
+        in_place = offload is not None and offload.device == "nvme"
+        self.checkpoints.save(self.progress.step, self._shards(), state, in_place)
         self.saved_step, self._saved_at, self.rewinds = self.progress.step, time.monotonic(), 0
 
     def clock_says_save(self) -> bool:

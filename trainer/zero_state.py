@@ -8,13 +8,15 @@ parameters, which any other number of ranks and any other stage can cut anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from trainer.mapped_memory import MappedMemory
 
 Kind = Literal["master", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq")
@@ -55,6 +57,7 @@ class ZeroState:
         optimizer: Any,
         adam: torch.optim.AdamW,
         device: torch.device,
+        memory: MappedMemory | None = None,
     ):
         """
         Args:
@@ -64,11 +67,14 @@ class ZeroState:
             optimizer: DeepSpeed's wrapper of ``adam``.
             adam: before its first step.
             device: where the module computes.
+            memory: where masters and moments go, in stage 3; null: where DeepSpeed has put the masters.
         """
         self.stage, self.parameters, self.frozen, self.device = stage, parameters, frozen, device
         self._optimizer, self._adam = optimizer, adam
         self.flat_masters = self._find_flat_masters()
-        self._allocate_moments()
+        if memory is not None:
+            memory.move(self.flat_masters)
+        self._allocate_moments(torch.zeros_like if memory is None else memory.zeros_like)
 
     def fragments(self) -> Iterator[Fragment]:
         """All float32 state that this rank owns: over all ranks, each element of each parameter once.
@@ -166,6 +172,13 @@ class ZeroState:
             for value in state.values():
                 value.zero_()
 
+    def move_weights(self, memory: MappedMemory) -> None:
+        """Put what stage 3 keeps of the weights in host memory (it is offloaded there) into ``memory``."""
+        optimizer = self._optimizer
+        everything: list[Any] = [*self.parameters.values(), *self.frozen.values()]
+        flat = [*optimizer.param_groups_fp16_flat_cpu_memory, *optimizer.fp16_partitioned_groups_flat]
+        memory.move([*flat, *(parameter.ds_tensor for parameter in everything)])
+
     # --- inside ---------------------------------------------------------------------------------------
 
     def _find_flat_masters(self) -> list[Tensor]:
@@ -175,15 +188,15 @@ class ZeroState:
             return list(self.parameters.values())
         return list(self._optimizer.single_partition_of_fp32_groups)
 
-    def _allocate_moments(self) -> None:
+    def _allocate_moments(self, zeros_like: Callable[[Tensor], Tensor]) -> None:
         """Give Adam its state now rather than at its first step, so that it can be loaded and saved at any
         time.
         """
         for master in self.flat_masters:
             self._adam.state[master] = {
                 "step": torch.tensor(0.0),
-                "exp_avg": torch.zeros_like(master, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+                "exp_avg": zeros_like(master.detach()),
+                "exp_avg_sq": zeros_like(master.detach()),
             }
         if self.stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()

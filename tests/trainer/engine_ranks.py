@@ -4,6 +4,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.engine import Engine, build_module, start_distributed, stop_distributed
-from trainer.recipe import OptimizerSection, ZeroSection
+from trainer.recipe import OffloadSection, OptimizerSection, ZeroSection
 
 STEPS, SAMPLES, WIDTH = 6, 12, 10
 
@@ -68,9 +69,23 @@ def whole_state(engine: Engine) -> dict[str, list[float]]:
     return {name: engine.state.whole(name).flatten().tolist() for name in engine.state.parameters}
 
 
-def run_stage(stage: int, precision: str) -> dict:
+def zero_section(stage: int, device: str | None, disk: Path) -> ZeroSection:
+    """Everything that the stage can offload goes to ``device``; "nvme" is the folder ``disk``."""
+    if device is None:
+        return ZeroSection(stage=stage)
+    offload = OffloadSection(device=device, nvme_path=str(disk) if device == "nvme" else None)
+    return ZeroSection(stage=stage, offload_optimizer=offload, offload_param=offload if stage == 3 else None)
+
+
+def on_disk(tensors: Iterable[torch.Tensor], disk: Path) -> bool:
+    """Whether the memory of all of them is mapped from files in the folder."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(disk) in line]
+    ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+    return all(any(first <= tensor.data_ptr() < last for first, last in ranges) for tensor in tensors)
+
+
+def run_stage(zero: ZeroSection, precision: str, disk: Path) -> dict:
     optimizer = OptimizerSection(lr=0.02, clip=0.5, weight_decay=0.1)
-    zero = ZeroSection(stage=stage)
     engine = Engine(build_module(Toy, Toy.tie, zero, precision), optimizer, zero, precision)
     # Other weights than those that the other stages were built with: loading must replace them.
     engine.state.load_weights([(name, 0.9 * value) for name, value in Toy().named_parameters()])
@@ -94,7 +109,11 @@ def run_stage(stage: int, precision: str) -> dict:
         offset += Toy().get_parameter(name).numel()
     dist.all_reduce(coverage)
     frequencies = engine._engine.module.frequencies
+    states = [state for fragment in engine.state.fragments() for state in fragment.states.values()]
+    weights = [p.ds_tensor for p in engine.state.parameters.values()] if zero.stage == 3 else []
     return {
+        "on_disk": on_disk([*states, *weights], disk),
+        "files": len(list(disk.iterdir())) if disk.exists() else 0,
         "curve": curve,
         "spoiled": spoiled,
         "kept": kept,
@@ -109,8 +128,9 @@ def main(folder: Path, cases: list[str]) -> None:
     start_distributed(folder / "extensions")
     results = {}
     for case in cases:
-        stage, precision = case.split("-")
-        results[case] = run_stage(int(stage), precision)
+        stage, precision, device = (*case.split("-"), None)[:3]
+        disk = folder / "disk"
+        results[case] = run_stage(zero_section(int(stage), device, disk), precision, disk)
     if dist.get_rank() == 0:
         (folder / f"ranks-{dist.get_world_size()}.json").write_text(json.dumps(results))
     stop_distributed()

@@ -71,6 +71,11 @@ def test_a_save_is_of_the_moment_it_was_asked_for(run: RunFolder) -> None:
     assert torch.equal(into["master/a"].values, torch.ones(7))
 
 
+def test_a_save_in_place_has_ended_when_training_goes_on(run: RunFolder) -> None:
+    checkpoints(run).save(1, shards(1.0), {}, in_place=True)
+    assert [step for step, _ in committed(run)] == [1]
+
+
 def test_another_cut_reads_its_own_part(run: RunFolder) -> None:
     save(checkpoints(run), 2)
     into = {"exp_avg/a": FlatShard(torch.zeros(3), 2, 7)}

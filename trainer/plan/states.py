@@ -151,9 +151,10 @@ def _offload(state: StateBytes, zero: ZeroSection) -> StateBytes:
     kept |= {"moments": state.moments, "average": state.average}
     away = {"cpu": 0, "nvme": 0}
     if zero.offload_optimizer:
-        for part in ("gradients", "master", "moments"):
-            # Gradients are summed up in host memory, wherever the optimizer's own state is.
-            away["cpu" if part == "gradients" else zero.offload_optimizer.device] += kept[part]
+        for part in ("gradients", "master", "moments", "average"):
+            # Gradients are summed up in host memory, wherever masters and moments are; the average is beside.
+            device = zero.offload_optimizer.device if part in ("master", "moments") else "cpu"
+            away[device] += kept[part]
             kept[part] = 0
     if zero.offload_param:
         away[zero.offload_param.device] += kept["weights"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt, field_validator
 
-from foundation.recipes import Section
+from foundation.sections import Section
 
 _LARGEST_RATIO = 10_000  # sum of the weights: the period of the classes' pattern, which is tabulated
 

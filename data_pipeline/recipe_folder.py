@@ -8,7 +8,9 @@ from typing import Any
 
 from data_pipeline.store import open_store
 from foundation.errors import DataError, RecipeError
-from foundation.recipes import Section, differing_keys
+from foundation.partials import PARTIAL_SUFFIX
+from foundation.recipes import differing_keys
+from foundation.sections import Section
 
 RECORD_NAME = "recipe.json"
 
@@ -36,9 +38,11 @@ def claim_folder(
     store = open_store(folder)
     text = store.read(RECORD_NAME)
     if text is None:
-        if store.files():
-            raise DataError(f"{folder} is not empty and holds no {RECORD_NAME}; name another output folder")
-        return False
+        if all(PARTIAL_SUFFIX in name for name in store.files()):
+            return False
+        text = store.read(RECORD_NAME)  # another job may have begun here just now
+    if text is None:
+        raise DataError(f"{folder} is not empty and holds no {RECORD_NAME}; name another output folder")
     try:
         earlier = json.loads(text)
     except ValueError as error:

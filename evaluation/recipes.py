@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from data_pipeline.ingest.recipe import InputSection
-from foundation.recipes import Section
+from foundation.sections import Section
 
 
 class Sampling(Section):

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from foundation.errors import Problems, RecipeError
-from foundation.recipes import Section
+from foundation.sections import Section
 
 SITE_FILE = Path("slurm/site.env")
 _ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)")

@@ -14,7 +14,8 @@ import yaml
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from foundation.errors import RecipeError
-from foundation.recipes import Section, load_recipe, resolved_yaml
+from foundation.recipes import load_recipe, resolved_yaml
+from foundation.sections import Section
 from slurm.history import JobFolder
 from slurm.script import options_of
 from slurm.site import Site, SiteFile

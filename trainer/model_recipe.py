@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from collections.abc import Iterator
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from foundation.recipes import Section
+from foundation.sections import Problem, Section, check
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
@@ -58,11 +59,10 @@ class HeadSection(Section):
     P_std: PositiveFloat = 0.8
     time_shift: PositiveFloat = 1.0
 
-    @model_validator(mode="after")
-    def _blocks_share_evenly(self) -> Self:
+    @check
+    def _blocks_share_evenly(self) -> Iterator[Problem]:
         if self.depth % self.adaln:
-            raise ValueError(f"depth is {self.depth}: it must be a multiple of adaln, which is {self.adaln}")
-        return self
+            yield "depth", f"{self.depth} is no multiple of adaln ({self.adaln})"
 
 
 class LoraSection(Section):
@@ -84,13 +84,11 @@ class LoraSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: tuple[LoraTarget, ...] = LORA_TARGETS
 
-    @model_validator(mode="after")
-    def _some_targets_once(self) -> Self:
+    @check
+    def _some_targets_once(self) -> Iterator[Problem]:
         if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ValueError(
-                f"targets is {list(self.targets)}: expected some of {', '.join(LORA_TARGETS)}, each once"
-            )
-        return self
+            found = f"found {list(self.targets)}" if self.targets else "found none"
+            yield "targets", f"expected some of {', '.join(LORA_TARGETS)}, each once, {found}"
 
 
 class ModelSection(Section):
@@ -114,21 +112,32 @@ class ModelSection(Section):
     head: HeadSection | None = None
     lora: LoraSection | None = None
 
-    @model_validator(mode="after")
-    def _one_start(self) -> Self:
-        given = [key for key in ("init_from", "pretrained", "random") if getattr(self, key) is not None]
-        if len(given) != 1:
+    def _starts(self) -> dict[str, object]:
+        """The starts that are given; of a recipe these are to be one."""
+        starts = {"init_from": self.init_from, "pretrained": self.pretrained, "random": self.random}
+        return {key: start for key, start in starts.items() if start is not None}
+
+    @check
+    def _one_start(self) -> Iterator[Problem]:
+        if len(given := self._starts()) != 1:
             found = " and ".join(given) or "none of them"
-            raise ValueError(f"exactly one of init_from, pretrained and random must be given, found {found}")
-        if (self.init_from is None) == (self.head is None):
-            raise ValueError(
-                "head must be given with pretrained and random, and only then (an export has its own)"
-            )
+            yield "", f"exactly one of init_from, pretrained and random must be given, found {found}"
+
+    @check
+    def _head_of_its_own(self) -> Iterator[Problem]:
+        if len(self._starts()) == 1 and (self.init_from is None) == (self.head is None):
+            yield "head", "must be given with pretrained and random, and only then (an export has its own)"
+
+    @check
+    def _grows(self) -> Iterator[Problem]:
         if self.grow_from is not None and (self.init_from is None or self.grow_from >= self.p):
-            raise ValueError(f"grow_from ({self.grow_from}) needs init_from, and must be below p ({self.p})")
+            yield "grow_from", f"{self.grow_from} must be below p ({self.p}), and needs init_from"
+
+    @check
+    def _adapts_what_is_there(self) -> Iterator[Problem]:
         if self.lora is not None and (self.init_from is None or self.grow_from is not None):
-            raise ValueError(
-                "lora needs init_from, and no grow_from: with adapters the embedding stays as it is, so the "
-                "tokens of pictures must be in it already"
+            yield (
+                "lora",
+                "needs init_from, and no grow_from: with adapters the embedding stays as it is, so the "
+                "tokens of pictures must be in it already",
             )
-        return self

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from data_pipeline.batch_recipe import BatchRecipe
-from foundation.recipes import Section
+from foundation.sections import Problem, Section, check
 from trainer.model_recipe import ModelSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,25 +71,33 @@ class OptimizerSection(Section):
     clip: PositiveFloat = 1.0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
-    @model_validator(mode="after")
-    def _falls(self) -> Self:
+    @check
+    def _falls(self) -> Iterator[Problem]:
         if self.final_lr > self.lr:
-            raise ValueError(f"final_lr ({self.final_lr}) is above lr ({self.lr})")
-        return self
+            yield "final_lr", f"{self.final_lr} is above lr ({self.lr})"
 
 
 class OffloadSection(Section):
-    """Where ZeRO keeps what does not fit: host memory, or a local NVMe folder."""
+    """Where ZeRO keeps what does not fit: host memory, or files on a local NVMe disk (`mapped_memory`).
+
+    Attributes:
+        nvme_path: folder on each node's own disk.
+        pin_memory: lock the host memory, for faster copies to the device.
+    """
 
     device: Literal["cpu", "nvme"]
     nvme_path: str | None = None
     pin_memory: bool = False
 
-    @model_validator(mode="after")
-    def _path_for_nvme(self) -> Self:
+    @check
+    def _path_for_nvme(self) -> Iterator[Problem]:
         if (self.device == "nvme") != (self.nvme_path is not None):
-            raise ValueError("nvme_path must be given with device: nvme, and only then")
-        return self
+            yield "nvme_path", "must be given with device: nvme, and only then"
+        if self.device == "nvme" and self.pin_memory:
+            yield (
+                "pin_memory",
+                "what is on a disk cannot be locked into memory: leave it out with device: nvme",
+            )
 
 
 class ZeroSection(Section):
@@ -112,13 +121,17 @@ class ZeroSection(Section):
     offload_optimizer: OffloadSection | None = None
     offload_param: OffloadSection | None = None
 
-    @model_validator(mode="after")
-    def _offload_needs_sharding(self) -> Self:
+    @check
+    def _weights_are_sharded(self) -> Iterator[Problem]:
         if self.offload_param and self.stage != 3:
-            raise ValueError(f"offload_param needs stage 3, found stage {self.stage}")
+            yield "offload_param", f"needs stage 3, found stage {self.stage}"
+
+    @check
+    def _optimizer_is_sharded(self) -> Iterator[Problem]:
         if self.offload_optimizer and self.stage == 0:
-            raise ValueError("offload_optimizer needs stage 1, 2 or 3, found stage 0")
-        return self
+            yield "offload_optimizer", "needs stage 1, 2 or 3, found stage 0"
+        elif self.offload_optimizer and self.offload_optimizer.device == "nvme" and self.stage != 3:
+            yield "offload_optimizer", f"to nvme needs stage 3, found stage {self.stage}"
 
 
 class CheckpointSection(Section):
@@ -238,26 +251,28 @@ class StageRecipe(Section):
     metrics: MetricsSection = MetricsSection()
     samples: SamplesSection | None = None
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
-        wrong = []
+    @check
+    def _warms_up(self) -> Iterator[Problem]:
         if self.optimizer.warmup_steps > self.steps:
-            wrong.append(
-                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) is above steps ({self.steps}): the "
-                "learning rate would never reach lr"
+            yield (
+                "optimizer.warmup_steps",
+                f"{self.optimizer.warmup_steps} is above steps ({self.steps}): the learning rate would never "
+                "reach lr",
             )
+
+    @check
+    def _has_master_weights(self) -> Iterator[Problem]:
         if self.precision == "bfloat16" and self.zero.stage == 0:
-            wrong.append(
-                "precision: bfloat16 needs zero.stage 1, 2 or 3: stage 0 keeps no float32 master weights"
+            yield (
+                "zero.stage",
+                "precision: bfloat16 needs stage 1, 2 or 3: stage 0 keeps no float32 master weights",
             )
-        if (
-            self.model.init_from
-            and Path(self.model.init_from).resolve() == (Path(self.run) / "export").resolve()
-        ):
-            wrong.append(f"model.init_from is this run's own export ({self.model.init_from})")
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        return self
+
+    @check
+    def _starts_from_another(self) -> Iterator[Problem]:
+        start = self.model.init_from
+        if start and Path(start).resolve() == (Path(self.run) / "export").resolve():
+            yield "model.init_from", f"{start} is this run's own export"
 
 
 # Keys that may change between a start and a resume: they decide where, how fast and how watched a run is, but

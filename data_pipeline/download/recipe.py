@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from data_pipeline.ingest.storage import LocalPath
-from foundation.recipes import Section
+from foundation.sections import Section
 
 
 class PoliteSection(Section):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from foundation.recipes import Section
+from foundation.sections import Section
 
 
 class InputSection(Section):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from data_pipeline.ingest.storage import LocalPath
 from data_pipeline.metadata.rules import Rule
 from data_pipeline.metadata.schema import COLUMNS, IDENTITIES
-from foundation.recipes import Section
+from foundation.sections import Section
 
 
 class JoinSection(Section):

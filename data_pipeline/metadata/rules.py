@@ -9,13 +9,14 @@ A row whose value is missing fails a rule about that value, unless the rule says
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from data_pipeline.ingest.storage import LocalPath
 from data_pipeline.metadata.schema import sql_text
-from foundation.recipes import Section
+from foundation.sections import Problem, Section, check
 
 Score = Literal[
     "similarity",
@@ -60,11 +61,10 @@ class ScoreRule(RowRule):
     max: Bound | None = None
     missing: Missing = "drop"
 
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> ScoreRule:
+    @check
+    def _has_a_bound(self) -> Iterator[Problem]:
         if not self._bounds():
-            raise ValueError("a score rule needs a bound: above (>), min (>=), below (<) or max (<=)")
-        return self
+            yield "", "a score rule needs a bound: above (>), min (>=), below (<) or max (<=)"
 
     def _bounds(self) -> list[tuple[str, float]]:
         bounds = ((">", self.above), (">=", self.min), ("<", self.below), ("<=", self.max))
@@ -91,11 +91,10 @@ class SizeRule(RowRule):
     area_max: int | None = Field(None, gt=0)
     missing: Missing = "drop"
 
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> SizeRule:
+    @check
+    def _has_a_bound(self) -> Iterator[Problem]:
         if not (self.shorter_min or self.area_min or self.longer_max or self.area_max):
-            raise ValueError("a size rule needs a bound: shorter_min, longer_max, area_min or area_max")
-        return self
+            yield "", "a size rule needs a bound: shorter_min, longer_max, area_min or area_max"
 
     def _parts(self) -> list[tuple[str, str]]:
         bounds = (
@@ -148,11 +147,10 @@ class CaptionRule(RowRule):
     chars_max: int | None = Field(None, gt=0)
     without: list[str] = Field(default_factory=list)
 
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> CaptionRule:
+    @check
+    def _has_a_bound(self) -> Iterator[Problem]:
         if not (self.words_min or self.words_max or self.chars_min or self.chars_max or self.without):
-            raise ValueError("a caption rule needs words_min, words_max, chars_min, chars_max or without")
-        return self
+            yield "", "a caption rule needs words_min, words_max, chars_min, chars_max or without"
 
     def condition(self, place: int) -> str:
         text = "coalesce(trim(caption), '')"
@@ -215,13 +213,15 @@ class ListRule(RowRule):
     values: list[str] = Field(default_factory=list)
     file: LocalPath | None = None
 
-    @model_validator(mode="after")
-    def _has_one_list(self) -> ListRule:
+    @check
+    def _has_one_list(self) -> Iterator[Problem]:
         if bool(self.values) == bool(self.file):
-            raise ValueError(f"a {self.rule} rule needs either values or file")
+            yield "", f"a {self.rule} rule needs either values or file"
+
+    @check
+    def _uids_are_looked_up_by_uid(self) -> Iterator[Problem]:
         if self.is_subset and self.by != "uid":
-            raise ValueError(f"{self.file} is a list of uids, and the rule is by {self.by}; write by: uid")
-        return self
+            yield "by", f"{self.file} is a list of uids, and the rule is by {self.by}; write by: uid"
 
     @property
     def is_subset(self) -> bool:

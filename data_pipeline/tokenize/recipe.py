@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from data_pipeline.ingest.recipe import InputSection, KeepSection
 from data_pipeline.records import MAX_TEXT_TOKENS
-from foundation.recipes import Section
+from foundation.sections import Problem, Section, check
 
 Side = Annotated[int, Field(gt=0)]
 
@@ -32,11 +33,10 @@ class TextTokenizerSection(Section):
     name: str | None = None
     train: TrainTextTokenizer | None = None
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> TextTokenizerSection:
+    @check
+    def _one_of_both(self) -> Iterator[Problem]:
         if (self.name is None) == (self.train is None):
-            raise ValueError("text_tokenizer needs either name (a folder or a hub name) or train")
-        return self
+            yield "", "needs either name (a folder or a hub name) or train"
 
 
 class CaptionSection(Section):

@@ -1,17 +1,57 @@
 """Recipes: all mistakes in one message, each with its file and line."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from foundation.errors import ExitCode, RecipeError
-from foundation.recipes import Section, differing_keys, load_recipe, recipe_hash, resolved_yaml
+from foundation.recipes import differing_keys, load_recipe, recipe_hash, resolved_yaml
+from foundation.sections import Problem, Section, check
 
 
 class Optimizer(Section):
     lr: float = Field(gt=0)
+    final_lr: float = 0.0
     warmup_steps: int = 0
+
+    @check
+    def _falls(self) -> Iterator[Problem]:
+        if self.final_lr > self.lr:
+            yield "final_lr", f"{self.final_lr} is above lr ({self.lr})"
+
+
+class Phase(Section):
+    steps: int = Field(gt=0)
+    first: int = 0
+
+    @check
+    def _begins_before_it_ends(self) -> Iterator[Problem]:
+        if self.first >= self.steps:
+            yield "", f"begins at {self.first} of {self.steps}"
+
+
+class Above(Section):
+    rule: Literal["above"]
+    value: float
+    missing: Literal["drop", "keep"] = "drop"
+
+
+class Between(Section):
+    rule: Literal["between", "outside"]
+    low: float | None = None
+    high: float | None = None
+    missing: Literal["drop", "keep"] = "drop"
+
+    @check
+    def _has_a_bound(self) -> Iterator[Problem]:
+        if self.low is None and self.high is None:
+            yield "", f"{self.rule} needs low or high"
+
+
+Rule = Annotated[Above | Between, Field(discriminator="rule")]
 
 
 class Recipe(Section):
@@ -20,6 +60,20 @@ class Recipe(Section):
     optimizer: Optimizer
     ratio: dict[int, float] = {}
     sizes: list[tuple[int, int]] = []
+    phases: list[Phase] = []
+    rules: list[Rule] = []
+    then: Optimizer | None = None
+
+    @check
+    def _warms_up(self) -> Iterator[Problem]:
+        if self.optimizer.warmup_steps > self.steps:
+            yield "optimizer.warmup_steps", f"{self.optimizer.warmup_steps} is above steps ({self.steps})"
+
+    @check
+    def _phases_fill_the_run(self) -> Iterator[Problem]:
+        for number, phase in enumerate(self.phases):
+            if phase.steps > self.steps:
+                yield f"phases.{number}.steps", f"{phase.steps} is above steps ({self.steps})"
 
     @field_validator("name")
     @classmethod
@@ -55,6 +109,103 @@ def test_all_mistakes_come_in_one_message_with_their_lines(tmp_path):
     assert f"{path}:4: optimizer.lr" in message and "'fast'" in message
     assert f"{path}:5: optimizer.warmup_step" in message and "did you mean 'warmup_steps'?" in message
     assert caught.value.exit_code is ExitCode.RECIPE == 78
+
+
+def problems_of(tmp_path: Path, text: str, *overrides: str) -> list[str]:
+    """The lines of the message, without the heading and the folder."""
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Recipe, path, overrides)
+    heading, *lines = str(caught.value).splitlines()
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    assert heading == f"The recipe {path} cannot be used ({count}):"
+    return [line.replace(f"{path}:", "").strip() for line in lines]
+
+
+def test_fields_that_disagree_are_told_with_the_mistakes_in_others(tmp_path):
+    text = """
+nam: tiny
+steps: 10
+optimizer:
+  lr: 0.1
+  final_lr: 0.5
+  warmup_steps: 20
+ratio: {256: many}
+phases:
+  - {steps: 5, first: 7}
+  - {steps: 50}
+  - {steps: soon}
+"""
+    assert problems_of(tmp_path, text) == [
+        "name: is missing (add it)",
+        "2: nam: unknown key 'nam' (did you mean 'name'?)",
+        "6: optimizer.final_lr: 0.5 is above lr (0.1)",
+        "7: optimizer.warmup_steps: 20 is above steps (10)",
+        "8: ratio.256: input should be a valid number, unable to parse string as a number, found 'many'",
+        "10: phases.0: begins at 7 of 5",
+        "11: phases.1.steps: 50 is above steps (10)",
+        "12: phases.2.steps: input should be a valid integer, unable to parse string as an integer, "
+        "found 'soon'",
+    ]
+
+
+def test_a_check_is_silent_where_what_it_reads_is_wrong(tmp_path):
+    """No second complaint follows from the first one: lr is unknown, not 0; nobody knows what warmup is."""
+    text = "name: a\nsteps: 10\noptimizer: {lr: -1, final_lr: 0.5, warmup_step: 20}\n"
+    assert problems_of(tmp_path, text) == [
+        "3: optimizer.lr: input should be greater than 0, found -1",
+        "3: optimizer.warmup_step: unknown key 'warmup_step' (did you mean 'warmup_steps'?)",
+    ]
+    text = "name: a\nsteps: 10\noptimizer: fast\nphases: [{steps: 20}, 7]\n"
+    assert len(problems_of(tmp_path, text)) == 2
+    text = "name: a\nsteps: 10\noptimizer: {lr: 1}\nrules:\n  - rule: between\n    hihg: 3\n"
+    assert problems_of(tmp_path, text) == ["6: rules.0.hihg: unknown key 'hihg' (did you mean 'high'?)"]
+
+
+def test_checks_of_optional_sections_and_of_the_branches_of_a_union(tmp_path):
+    text = """
+name: a
+steps: ten
+optimizer: {lr: 1}
+then: {lr: 0.1, final_lr: 0.5}
+rules:
+  - rule: above
+    value: high
+  - rule: outside
+    missing: maybe
+  - rule: sideways
+"""
+    *rest, unknown = problems_of(tmp_path, text)
+    assert unknown == "11: rules.2: unknown rule 'sideways' (did you mean 'outside'?)"
+    assert [line.split(": ")[:2] for line in rest] == [
+        ["3", "steps"],
+        ["5", "then.final_lr"],
+        ["8", "rules.0.value"],
+        ["10", "rules.1.missing"],
+    ]
+    assert problems_of(tmp_path, text.replace("  - rule: sideways\n", ""))[-2:] == [
+        "9: rules.1: outside needs low or high",
+        "10: rules.1.missing: input should be 'drop' or 'keep', found 'maybe'",
+    ]
+
+
+def test_each_check_holds_outside_of_files_too():
+    with pytest.raises(ValidationError, match=r"final_lr\n +0.5 is above lr"):
+        Optimizer(lr=0.1, final_lr=0.5)
+
+
+def test_the_command_line_s_mistakes_come_with_the_file_s(tmp_path):
+    text = "name: a\nsteps: 1\nsteps: -2\noptimizer: {lr: 1, final_lr: 2}\n"
+    assert problems_of(tmp_path, text, "steps", "name.x=3", "optimizer.lr=[", "then={lr: -1}") == [
+        "--set steps: expected key=value (for example --set optimizer.lr=1e-4)",
+        f"--set name.x=3: name.x leads nowhere in {tmp_path}/recipe.yaml (see its keys)",
+        "--set optimizer.lr=[: the value is not YAML: expected the node content, but found '<stream end>' "
+        "(put it in quotes)",
+        "--set then={lr: -1}: then.lr: input should be greater than 0, found -1",
+        "3: steps is given twice (first on line 2)",
+        "3: steps: input should be greater than 0, found -2",
+        "4: optimizer.final_lr: 2.0 is above lr (1.0)",
+    ]
 
 
 def test_missing_section_and_own_check(tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from data_pipeline.ingest.recipe import InputSection, KeepSection
 from data_pipeline.tokenize.recipe import ClassSection
-from foundation.recipes import Section
+from foundation.sections import Problem, Section, check
 
 NORM_GROUPS = 32  # of every GroupNorm of the network, so all widths are multiples of it
 
@@ -129,28 +130,34 @@ class TokenizerRecipe(Section):
         """All steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> TokenizerRecipe:
-        problems = []
+    @check
+    def _classes_rise(self) -> Iterator[Problem]:
         sides = [section.resolution for section in self.classes]
         if sides != sorted(set(sides)):
-            problems.append(f"classes must be distinct and in rising resolution, found {sides}")
+            yield "classes", f"must be distinct and in rising resolution, found {sides}"
+
+    @check
+    def _buckets_are_of_whole_tokens(self) -> Iterator[Problem]:
         d = self.network.downsample
-        for section in self.classes:
-            for height, width in section.buckets:
+        for number, section in enumerate(self.classes):
+            for place, (height, width) in enumerate(section.buckets):
+                key = f"classes.{number}.buckets.{place}"
                 if height % d or width % d:
-                    problems.append(f"the bucket {height}x{width} is no multiple of {d}, the size of a token")
+                    yield key, f"the bucket {height}x{width} is no multiple of {d}, the size of a token"
                 elif height * width == d * d:
-                    problems.append(f"the bucket {height}x{width} is a single token: the decoder needs two")
+                    yield key, f"the bucket {height}x{width} is a single token: the decoder needs two"
+
+    @check
+    def _bits_form_groups(self) -> Iterator[Problem]:
         if self.network.bits % self.losses.group_bits:
-            problems.append(
-                f"losses.group_bits = {self.losses.group_bits} does not divide "
-                f"network.bits = {self.network.bits}"
+            yield (
+                "losses.group_bits",
+                f"group_bits = {self.losses.group_bits} does not divide network.bits = {self.network.bits}",
             )
-        for index, phase in enumerate(self.phases):
-            unknown = sorted(set(phase.resolutions) - set(sides))
-            if unknown:
-                problems.append(f"phases.{index}.resolutions names {unknown}, expected some of {sides}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+
+    @check
+    def _phases_name_classes(self) -> Iterator[Problem]:
+        sides = [section.resolution for section in self.classes]
+        for number, phase in enumerate(self.phases):
+            if unknown := sorted(set(phase.resolutions) - set(sides)):
+                yield f"phases.{number}.resolutions", f"names {unknown}, expected some of {sides}"

@@ -103,6 +103,7 @@ def generate_bits(
     cache, hidden = _read_prompts(
         model, [[*prompt, *picture] for prompt in prompts], num_images, math.prod(grid)
     )
+    solver = model.vision_head.solver_steps(flow.steps)
     patches: list[Tensor] = []
     with packed_linears(_worth_packing(model, flow.steps, len(places)), rows=hidden[..., 0].numel()):
         for step, place in enumerate(progress(places)):
@@ -113,7 +114,7 @@ def generate_bits(
                 hidden = run_backbone(model.llm, embeddings, cache.advance(P), cache.attend, cache)
             condition = model.head_condition(hidden, *place)
             drawn = model.vision_head.sample(
-                condition, flow.guidance, steps=flow.steps, sampler=flow.sampler, generator=generator
+                condition, flow.guidance, steps=solver, sampler=flow.sampler, generator=generator
             )
             patches.append(binarize(drawn[:num_images]))
     return torch.cat(patches, dim=1)

@@ -159,12 +159,8 @@ class TextToImageModel(nn.Module):
             block.forward = partial(checkpoint, type(block).forward, block, use_reentrant=False)
 
     def compile_for_sampling(self) -> None:
-        """Compile the head's net, which runs 50 times per patch on few tokens, into one CUDA graph.
-
-        For a model on a GPU that only generates; the first picture waits for the compiler.
-        """
-        net = self.vision_head.net
-        setattr(net, "denoise", torch.compile(net.denoise, mode="reduce-overhead"))  # noqa: B010 (a method)
+        """See `DiffusionHead.compile_for_sampling`; the backbone runs once a patch and stays as it is."""
+        self.vision_head.compile_for_sampling()
 
     def generate(
         self,

@@ -53,12 +53,13 @@ def sample(
     if guidance > 1.0:
         labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
 
+    solver = model.head.solver_steps(steps)
     patches: list[Tensor] = []
     with packed_linears([model.layers, model.head.net], rows=labels.shape[0] * config.parallel_num):
         cache, condition = prefill(model, labels)
         for step in range(config.steps):
             scale = guidance_at(step, config.steps, guidance, schedule) if guidance > 1.0 else 1.0
-            drawn = model.head.sample(condition, scale, steps=steps, sampler=sampler, generator=generator)
+            drawn = model.head.sample(condition, scale, steps=solver, sampler=sampler, generator=generator)
             bits = binarize(drawn)  # [rows, P, C]
             patches.append(bits[:images])
             if step + 1 < config.steps:  # nothing needs the last patch

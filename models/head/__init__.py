@@ -2,8 +2,16 @@
 
 from models.head.ablations import BitwiseHead, TokenHead
 from models.head.config import HeadConfig
-from models.head.diffusion import DiffusionHead
+from models.head.diffusion import DiffusionHead, SolverSteps
 from models.head.sampler import SamplerName
 from models.head.schedule import draw_times
 
-__all__ = ["BitwiseHead", "DiffusionHead", "HeadConfig", "SamplerName", "TokenHead", "draw_times"]
+__all__ = [
+    "BitwiseHead",
+    "DiffusionHead",
+    "HeadConfig",
+    "SamplerName",
+    "SolverSteps",
+    "TokenHead",
+    "draw_times",
+]

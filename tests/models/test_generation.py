@@ -58,20 +58,23 @@ def test_generation_is_its_slow_definition(guidance: float) -> None:
 
 
 def test_generation_computes_nothing_in_vain() -> None:
-    """One backbone forward a patch, none after the last, no logits; steps + 1 head passes a patch."""
+    """One backbone forward a patch, none after the last, no logits; steps + 1 head passes a patch, for which
+    the condition is embedded once a patch and the times once a picture."""
     model, tokens = tiny_model(), tiny_tokens()
-    passes = {"backbone": 0, "head": 0}
+    passes = {"backbone": 0, "head": 0, "condition": 0, "times": 0}
 
     def count(part: str) -> None:
         passes[part] += 1
 
     model.llm.model.layers[0].mlp.register_forward_hook(lambda *_: count("backbone"))
     model.vision_head.net.final_layer.register_forward_hook(lambda *_: count("head"))
+    model.vision_head.net.cond_embed.register_forward_hook(lambda *_: count("condition"))
+    model.vision_head.net.time_embed.register_forward_hook(lambda *_: count("times"))
     model.llm.lm_head.register_forward_hook(lambda *_: pytest.fail("logits of text"))
     model.generate(
         tokens.prompt([33]), tokens.unconditional_prompt(), 4, 4, tokens=tokens, flow=FlowSettings(2.0, 3)
     )
-    assert passes == {"backbone": 4, "head": 4 * 4}
+    assert passes == {"backbone": 4, "head": 4 * 4, "condition": 4, "times": 1}
 
 
 def test_a_generator_decides_the_picture() -> None:

@@ -1,5 +1,6 @@
 """The diffusion head: against a plain version, its draws, its invariants, what it refuses."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -156,6 +157,35 @@ def test_packed_weights_change_nothing_and_leave_no_trace() -> None:
     assert not torch.allclose(changed, plain_draw)
     head.loss(*inputs(T2I, 4)).mean().backward()
     assert head.net.cond_embed.weight.grad is not None
+
+
+def test_steps_made_ready_once_draw_the_same() -> None:
+    head, (_, cond) = random_head(T2I), inputs(T2I, 4)
+    solver = head.solver_steps(3)
+    for _ in range(2):
+        drawn = [
+            head.sample(cond, 2.0, steps=steps, generator=torch.Generator().manual_seed(3))
+            for steps in (3, solver)
+        ]
+        assert torch.equal(*drawn)
+
+
+def test_a_compiled_net_is_what_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler itself needs a GPU; that its product does the passes, and keeps the weights' names, does
+    not."""
+    head, (_, cond) = random_head(C2I), inputs(C2I, 4)
+    names, passes = list(head.state_dict()), []
+
+    def compiler(function: Callable[..., torch.Tensor], mode: str) -> Callable[..., torch.Tensor]:
+        assert mode == "reduce-overhead"
+        return lambda *args: passes.append(args[0].shape) or function(*args)
+
+    plain = head.sample(cond, 2.0, steps=3, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(torch, "compile", compiler)
+    head.compile_for_sampling()
+    assert torch.equal(head.sample(cond, 2.0, steps=3, generator=torch.Generator().manual_seed(3)), plain)
+    assert len(passes) == 4 and len(set(passes)) == 1  # one shape: one graph
+    assert list(head.state_dict()) == names
 
 
 @pytest.mark.parametrize(

@@ -1,175 +1,39 @@
-"""Photos beside their reconstructions and beside what models generate from their captions.
-
-The share of generated bits that equal the photo's own is 0.5 by chance, and near 1 only where a model has
-memorized the photo and everything between its latents and its sampling fits together: the order of tokens,
-positions, masks, losses, weights handed from stage to stage. It says nothing about a model that generalizes.
-"""
+"""`bitdance compare`: whether there is anything to do, and then `evaluation.comparison`. Imports no torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-
-from data_pipeline.buckets import fit_to_bucket
-from data_pipeline.images import decode_image
-from data_pipeline.ingest.recipe import InputSection
-from data_pipeline.ingest.samples import RawSample
-from data_pipeline.ingest.shards import list_shards, read_shard
-from data_pipeline.latents import LatentDataset
-from data_pipeline.records import LatentRecord, unpack_bits
-from evaluation.generate import PictureGenerator
-from evaluation.pictures import Row, draw_grid, psnr
 from evaluation.recipes import CompareRecipe
-from foundation.errors import DataError, RecipeError
-from foundation.files import atomic_write, sha256_file
-from foundation.progress import say, track
+from foundation.errors import DataError
+from foundation.files import sha256_file
+from foundation.progress import say
 from foundation.recipes import recipe_hash
-from models.tokenizer import load_tokenizer, to_uint8
-
-MAX_PIXELS = 100_000_000  # a photo in the dataset has passed a cap already; this one is against mix-ups
-
-# h, w token grid, C bits per token
-
-
-@dataclass(frozen=True)
-class Original:
-    """A sample of the dataset with the photo that it was made from.
-
-    Attributes:
-        record: as stored.
-        bits: float32 ``[C, h, w]`` of -1/+1, plain raster.
-        photo: uint8 ``[H, W, 3]``, cut to the record's bucket.
-    """
-
-    record: LatentRecord
-    bits: Tensor
-    photo: NDArray[np.uint8]
 
 
 def compare(recipe: CompareRecipe) -> None:
-    """Write `grid.png` and `comparison.json` into the recipe's output folder.
+    """Write `grid.png` and `comparison.json` into the recipe's output folder, unless they are up to date.
 
     Raises:
         DataError, RecipeError: a folder is missing or doesn't fit the others.
+        ValueError: what models/ says of a folder.
     """
-    # Imported folders are named by the files that give them their identity, so that a comparison is only
-    # repeated when one of the models, the dataset or the recipe has changed.
-    identity = _identity(recipe)
+    identity = identity_of(recipe)
     done = recipe.output / "comparison.json"
     if done.exists() and json.loads(done.read_text()).get("identity") == identity:
         say(f"nothing to do: {done} is up to date")
         return
-    originals = list(read_originals(recipe))
-    if not originals:
-        raise DataError(f"{recipe.latents} has no samples in class {recipe.resolution}")
-    tokenizer = load_tokenizer(recipe.tokenizer).eval()
-    with torch.inference_mode():
-        reconstructions = [
-            to_uint8(tokenizer.decode(original.bits[None]))[0].permute(1, 2, 0).numpy()
-            for original in originals
-        ]
-    columns: dict[str, list[Image.Image]] = {
-        "photo": [Image.fromarray(original.photo) for original in originals],
-        "tokenizer": [Image.fromarray(picture) for picture in reconstructions],
-    }
-    agreement: dict[str, list[float]] = {}
-    for model in recipe.models:
-        columns[model.label], agreement[model.label] = generate_column(
-            model.label, model.folder, recipe, originals
-        )
-    distances = [psnr(o.photo, r) for o, r in zip(originals, reconstructions, strict=True)]
-    rows = [
-        Row(pictures, original.record.caption)
-        for original, *pictures in zip(originals, *columns.values(), strict=True)
-    ]
-    with atomic_write(recipe.output / "grid.png", "wb") as file:
-        draw_grid(list(columns), rows).save(file, format="PNG")
-    with atomic_write(done) as file:
-        json.dump({"identity": identity, **figures(originals, distances, agreement)}, file, indent=1)
-    say(f"wrote {recipe.output}/grid.png and comparison.json")
+    from evaluation.comparison import make_comparison
+
+    make_comparison(recipe, identity)
 
 
-def generate_column(
-    label: str, folder: Path, recipe: CompareRecipe, originals: list[Original]
-) -> tuple[list[Image.Image], list[float]]:
-    """One picture for each original's caption, and its share of bits that equal the original's."""
-    generator = PictureGenerator(folder, recipe.tokenizer)
-    downsample = generator.tokenizer.config.downsample
-    pictures, agreements = [], []
-    for original in track(originals, f"Generating, {label}"):
-        height, width = original.record.h * downsample, original.record.w * downsample
-        bits = generator.bits(original.record.caption, height, width, recipe.sampling)
-        pictures += generator.decode(bits)
-        agreements.append((bits[0].cpu() == original.bits).float().mean().item())
-    return pictures, agreements
+def identity_of(recipe: CompareRecipe) -> dict[str, str]:
+    """What a comparison depends on: the recipe, the dataset's manifest, the models' weights.
 
-
-def read_originals(recipe: CompareRecipe) -> Iterator[Original]:
-    """The samples of the recipe's class, each with its photo.
-
-    Raises:
-        RecipeError: the dataset lacks the class, or another tokenizer made it.
-        DataError: a photo is missing from the shards.
+    Folders are known by the files that give them their identity, so that a comparison is only repeated when
+    one of the models, the dataset or the recipe has changed.
     """
-    dataset = LatentDataset(str(recipe.latents))
-    if recipe.resolution not in dataset.classes:
-        found = ", ".join(map(str, dataset.classes))
-        raise RecipeError(
-            f"{recipe.latents} has the classes {found}; the recipe asks for {recipe.resolution}"
-        )
-    downsample, channels = dataset.manifest.tokenizer.downsample, dataset.manifest.tokenizer.bits_per_token
-    photos = dict(read_photos(recipe.photos))
-    total = len(dataset.classes[recipe.resolution].n_text)
-    for sample_id in range(min(total, recipe.samples or total)):
-        record = dataset.record(recipe.resolution, sample_id)
-        if record.key not in photos:
-            raise DataError(
-                f"{', '.join(recipe.photos.path)} has no photo {record.key!r}, which is in {recipe.latents}: "
-                "name the shards that these latents were made from"
-            )
-        bits = torch.from_numpy(unpack_bits(record.bits, record.h, record.w, channels)).float()
-        photo = fit_to_bucket(photos[record.key], record.h * downsample, record.w * downsample)
-        yield Original(record, bits.T.unflatten(1, (record.h, record.w)), photo)
-
-
-def read_photos(section: InputSection) -> Iterator[tuple[str, Image.Image]]:
-    """Key and upright RGB picture of each usable sample of the shards."""
-    for shard in list_shards(section):
-        for sample in read_shard(shard, section):
-            if isinstance(sample, RawSample):
-                yield sample.key, decode_image(sample.image, MAX_PIXELS, sample.json_exif)
-
-
-def figures(
-    originals: list[Original], distances: list[float], agreement: dict[str, list[float]]
-) -> dict[str, Any]:
-    """What `comparison.json` holds: means first, then each sample."""
-    return {
-        "psnr_mean": sum(distances) / len(distances),
-        "bit_agreement": {label: sum(shares) / len(shares) for label, shares in agreement.items()},
-        "samples": [
-            {
-                "key": original.record.key,
-                "caption": original.record.caption,
-                "psnr": distances[i],
-                "bit_agreement": {label: shares[i] for label, shares in agreement.items()},
-            }
-            for i, original in enumerate(originals)
-        ],
-    }
-
-
-def _identity(recipe: CompareRecipe) -> dict[str, str]:
-    """What a comparison depends on: the recipe, the dataset's manifest, the models' weights."""
     files = [recipe.latents / "manifest.json", recipe.tokenizer / "ae.safetensors"]
     for model in recipe.models:
         weights = sorted(model.folder.glob("*.safetensors"))

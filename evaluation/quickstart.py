@@ -198,9 +198,9 @@ def summary(report: dict[str, Any]) -> list[str]:
     """What a person wants to know at the end, in a few lines."""
     lines = [f"The whole path took {report['total_seconds']:.0f} s and {report['peak_memory_gb']} GB:"]
     lines += [f"  {name:<10} {seconds:>6.1f} s" for name, seconds in report["wall_seconds"].items()]
-    lines.append(
-        f"  reconstruction PSNR {report['psnr_mean']:.1f} dB (mean of {len(report['samples'])} photos)"
-    )
+    photos, lowest = len(report["samples"]), min(sample["psnr"] for sample in report["samples"])
+    distance = f"{report['psnr_mean']:.1f} dB (mean of {photos} photos; lowest {lowest:.1f} dB)"
+    lines.append(f"  reconstruction PSNR {distance}")
     for label, agreement in report["bit_agreement"].items():
         lines.append(f"  bits that equal the photo's, {label}: {agreement:.3f}")
     return [*lines, f"Look at {HOME}/grid.png; the figures are in {HOME}/report.json"]

@@ -37,6 +37,10 @@ def train(
     if dry_run:
         say(resolved_yaml(loaded).rstrip())
         return
+    from trainer.tokenizer_training.finished import is_finished
+
+    if is_finished(loaded):
+        return
     from trainer.tokenizer_training.train import train_tokenizer
 
     raise typer.Exit(train_tokenizer(loaded))

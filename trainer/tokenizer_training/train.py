@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
+from data_pipeline.recipe_folder import RECORD_NAME, recipe_record
 from foundation.errors import ExitCode, RecipeError
 from foundation.files import atomic_write
 from foundation.progress import say, track
@@ -23,6 +23,7 @@ from models.tokenizer import BinaryTokenizer, GroupLFQ
 from trainer.metrics import read_lines
 from trainer.signals import STOP_SIGNALS, StopFlag
 from trainer.tokenizer_training.batches import batch_of_step
+from trainer.tokenizer_training.finished import is_finished
 from trainer.tokenizer_training.pictures import PictureGroup, load_pictures, pictures_hash
 from trainer.tokenizer_training.quality import reconstruction_quality, to_network
 from trainer.tokenizer_training.recipe import LossSection, TokenizerRecipe
@@ -33,8 +34,6 @@ from trainer.tokenizer_training.state import (
     load_checkpoint,
     save_checkpoint,
 )
-
-DONE_FILE = "ae_config.json"  # the last file that the export puts into the folder
 
 
 def train_tokenizer(recipe: TokenizerRecipe) -> ExitCode:
@@ -48,10 +47,9 @@ def train_tokenizer(recipe: TokenizerRecipe) -> ExitCode:
         diverges. DataError: the pictures or the checkpoint cannot be used. KeyboardInterrupt: Ctrl-C, after a
         checkpoint.
     """
-    folder = Path(recipe.output)
-    if claim_folder(folder, recipe, done_name=DONE_FILE):
-        say(f"{folder}: this tokenizer is trained already")
+    if is_finished(recipe):
         return ExitCode.DONE
+    folder = Path(recipe.output)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("device: cuda, but torch sees no GPU here; set device=cpu")
     groups = load_pictures(recipe)

@@ -19,7 +19,6 @@ from data_pipeline.tokenize.captions import load_text_tokenizer_or_refuse, text_
 from data_pipeline.tokenize.encoder import describe_tokenizer
 from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from data_pipeline.tokenize.workers import work_here, work_in_processes
 from foundation.errors import DataError, Problems, RecipeError, UserError
 from foundation.progress import say, track
 
@@ -202,6 +201,9 @@ def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[in
 
 def _do(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> dict[int, str]:
     """Do tasks, here or in worker processes; the reasons of those that failed."""
+    # Here, because it brings in streaming: seconds that a start which finds everything done need not wait.
+    from data_pipeline.tokenize.workers import work_here, work_in_processes
+
     processes = min(recipe.compute.processes, len(missing))
     if processes == 1:
         outcomes = work_here(recipe, plan, missing)

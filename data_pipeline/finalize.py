@@ -54,13 +54,13 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
     recipe, plan = _read(folder)
     finished = _finished(folder, recipe)
     if finished is not None:
-        folder.sweep_all()
+        folder.sweep()
         say(f"{output}: finished already, {_totals(finished)}")
         return finished
     markers = _markers(folder, plan)
     dropped = _near_duplicates(folder, sorted(markers), recipe, memory)
     manifest = _write(folder, recipe, plan, markers, dropped)
-    folder.sweep_all()
+    folder.sweep()
     _report(manifest, markers)
     return manifest
 

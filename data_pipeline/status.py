@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.manifest import MANIFEST_NAME
-from data_pipeline.tokenize.folder import DONE_NAME, PARTIAL, TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.folder import DONE_NAME, TASKS, DatasetFolder, Plan
 from foundation.errors import DataError, Problems, RecipeError
+from foundation.partials import last_change
 from foundation.progress import say
 
 ALIVE_SECONDS = 600.0  # a task under way writes shards; one that has not for so long has probably been killed
@@ -75,7 +76,7 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
     return Status(
         tasks=len(plan.shards),
         done=len(done),
-        running=sum(now - _newest(path) < ALIVE_SECONDS for path in folder.partials()),
+        running=sum(now - last_change(path) < ALIVE_SECONDS for path in folder.partials()),
         failed={n: str(failure["reason"]) for n, failure in failures.items()},
         given_up={n: str(note["reason"]) for n, note in given_up.items()},
         read=read,
@@ -139,12 +140,3 @@ def _open(dataset: str | Path) -> tuple[DatasetFolder, Plan]:
     if plan is None:
         raise DataError(f"{dataset} holds no dataset that `bitdance data tokenize` has begun")
     return folder, plan
-
-
-def _newest(path: Path) -> float:
-    """When anything under a working folder last changed; 0 where it has just gone away."""
-    assert PARTIAL.match(path.name)
-    try:
-        return max([path.stat().st_mtime, *(inner.stat().st_mtime for inner in path.rglob("*"))])
-    except FileNotFoundError:
-        return 0.0

@@ -11,7 +11,6 @@ import errno
 import os
 import shutil
 import tempfile
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,7 @@ from typing import Any
 from data_pipeline.ingest.storage import is_remote, reaching, remote_files
 from foundation.errors import ExitCode, UserError
 from foundation.files import atomic_write, commit_folder
-
-PARTIAL_SUFFIX = ".partial"
-
+from foundation.partials import PARTIAL_SUFFIX, partial_path
 
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -141,7 +138,7 @@ class FolderStore(Store):
 
     def scratch(self, name: str) -> Path:
         # Beside its final place, so that a rename can commit it.
-        folder = self.path / Path(name).parent / f".{Path(name).name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+        folder = partial_path(self.path / name)
         folder.mkdir(parents=True)
         return folder
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from foundation.partials import partial_path
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name is unique to the writer, so that two processes with the same target don't write into one file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary = partial_path(path)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -58,7 +60,12 @@ def commit_folder(partial: str | Path, final: str | Path) -> None:
             finally:
                 os.close(handle)
         fsync_folder(root)
-    os.rename(partial, final)
+    try:
+        os.rename(partial, final)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # another's has appeared since we looked
+            raise
+        raise FileExistsError(f"{final} exists already") from None
     fsync_folder(final.parent)
 
 

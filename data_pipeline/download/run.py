@@ -17,7 +17,6 @@ import os
 import shutil
 import subprocess
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from data_pipeline.metadata.schema import SCORES, sql_name, sql_text
 from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
 from foundation.errors import DataError, ExitCode, RecipeError, UserError
 from foundation.files import atomic_write, commit_folder
+from foundation.partials import partial_path
 from foundation.progress import say
 from foundation.provenance import package_version
 
@@ -120,7 +120,7 @@ def sum_up(stats: list[dict[str, Any]], skipped: int) -> dict[str, Any]:
 
 def _begin(recipe: DownloadRecipe, output: Path) -> None:
     """Make the output folder with the recipe and the rows: whole, or not at all."""
-    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = partial_path(output)
     (partial / "rows").mkdir(parents=True)
     try:
         skipped = _write_rows(recipe, partial / "rows")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from data_pipeline.metadata.laion_hash import laion_hash
 from data_pipeline.sample_photos.catalogue import PHOTOS, REJECTS, Entry
 from foundation.errors import DataError, UserError
 from foundation.files import commit_folder
+from foundation.partials import PARTIAL_SUFFIX, partial_path, sweep_abandoned
 from foundation.progress import say
 
 SHARDS = 2
@@ -42,8 +42,8 @@ def write_sample(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty and holds no example photographs; name another folder")
     source = photo_folder()
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    sweep_abandoned(folder.parent.glob(f".{folder.name}.*{PARTIAL_SUFFIX}"))
+    partial = partial_path(folder)
     (partial / "shards").mkdir(parents=True)
     if folder.exists():
         folder.rmdir()

@@ -4,7 +4,7 @@ recipe.json         the recipe; another one is refused
 plan.json           the input shards in order, and both tokenizers; fixed by the first run, so that a task's
                     number means the same shard for ever
 tasks/NNNNN/        a finished task
-tasks/.NNNNN.HOST.PID.XXXX.partial/    a task under way (or what a killed one has left)
+tasks/.NNNNN.HOST.PID.XXXXXXXX.partial/    a task under way (or what a killed one has left)
                     (on S3: in the local temporary folder)
 failed/NNNNN.json   a task that cannot be done: the reason, the shard's size at that time, and the samples
                     that could not be used where they were too many
@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from data_pipeline.manifest import TextTokenizerManifest, TokenizerManifest
 from data_pipeline.store import FolderStore, open_store
 from foundation.errors import DataError
 from foundation.files import sha256_file
+from foundation.partials import PARTIAL_SUFFIX, sweep_abandoned
 
 PLAN_NAME = "plan.json"
 DONE_NAME = "done.json"
@@ -38,7 +37,7 @@ NUMBER = re.compile("[0-9]{5,}")
 MARKER = re.compile(TASKS + r"/([0-9]{5,})/" + re.escape(DONE_NAME))
 NOTE = re.compile(r"[a-z_]+/([0-9]{5,})\.json")
 REFUSED_LISTED = 10_000  # samples in the file of a failed task
-PARTIAL = re.compile(r"^\.(\d+)\.(.+)\.(\d+)\.[0-9a-f]{8}\.partial$")
+PARTIAL_TASK = re.compile(r"\.[0-9]{5,}\..+\.partial")
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,7 @@ class DatasetFolder:
 
     def new_partial(self, number: int) -> Path:
         """A fresh local folder for a task under way; its name tells whose it is."""
-        if not isinstance(self.store, FolderStore):
-            return self.store.scratch(self.task(number))
-        name = f".{number:05d}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
-        path = self.store.path / TASKS / name
-        path.mkdir(parents=True)
-        return path
+        return self.store.scratch(self.task(number))
 
     def commit(self, working: Path, number: int) -> None:
         """Make a task's folder appear; where another worker was first with the task, its folder stays."""
@@ -126,28 +120,19 @@ class DatasetFolder:
         self.clear_failure(number)
 
     def sweep(self) -> None:
-        """Remove what dead processes of this host have left; other hosts' folders may be alive."""
-        for path in self.partials():
-            match = PARTIAL.match(path.name)
-            if match and match[2] == platform.node() and not _alive(int(match[3])):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def sweep_all(self) -> None:
-        """Remove everything unfinished, whoever's it is: for when the dataset is finished."""
+        """Remove what killed processes have left, and nothing that a living one may still be making."""
         if not isinstance(self.store, FolderStore):
-            return  # working folders of tasks are not in the dataset
+            return  # working folders are not in the dataset
         root = self.store.path
-        for path in (*self.partials(), *root.glob(".*.partial"), *(root / FAILED).glob(".*.partial")):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        for folder in (root, *(root / name for name in (TASKS, FAILED, GIVEN_UP))):
+            sweep_abandoned(folder.glob(f".*{PARTIAL_SUFFIX}"))
 
     def partials(self) -> list[Path]:
         """Folders of tasks under way, and what killed ones have left; unknown on S3."""
         if not isinstance(self.store, FolderStore) or not (self.store.path / TASKS).is_dir():
             return []
-        return [path for path in (self.store.path / TASKS).iterdir() if PARTIAL.match(path.name)]
+        folder = self.store.path / TASKS
+        return [path for path in folder.iterdir() if PARTIAL_TASK.fullmatch(path.name)]
 
     def markers(self, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Markers of those of the tasks that are finished: whose files fit their marker."""
@@ -235,13 +220,3 @@ def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in paths
     }
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

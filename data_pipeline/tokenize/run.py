@@ -176,7 +176,8 @@ def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[in
     """Tasks to do, and tasks that failed earlier on the very same shard."""
     missing: list[int] = []
     failed: dict[int, str] = {}
-    markers, failures, present = folder.markers(numbers), folder.failures(), folder.present()
+    # In this order: a task that another job commits meanwhile must not look like one without a marker.
+    present, failures, markers = folder.present(), folder.failures(), folder.markers(numbers)
     given_up = folder.given_up()
     for number in numbers:
         size = plan.shards[number].size

@@ -87,6 +87,12 @@ class TaskRunner:
             marker = _Task(self, shard, working).run()
             (working / DONE_NAME).write_text(json.dumps(marker, indent=1, sort_keys=True) + "\n")
             self.folder.commit(working, number)
+        except FileNotFoundError:
+            # Swept by another host, which takes what has been silent for a day for left behind.
+            done = None if working.exists() else self.folder.read_done(number)
+            if done is None:
+                raise
+            return done
         finally:
             shutil.rmtree(working, ignore_errors=True)
         return marker

@@ -1,0 +1,67 @@
+"""Names of files and folders that are being made, and which of them nobody works on any more.
+
+Something under way lies beside its final place and is called `.NAME.HOST.PID.XXXXXXXX.partial`: no other's
+name, and one that tells whose it is. A process that is killed leaves its partials behind. On their own host
+they are known by their process being gone. Whether a process of another host lives cannot be asked on a
+shared file system (its locks are not always shared, too), so there a partial counts as left behind once
+nothing in it has changed for long.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+PARTIAL_SUFFIX = ".partial"
+# Of one whose process cannot be asked for. Whatever we make writes at least every few minutes.
+ABANDONED_SECONDS = 24 * 3600.0
+_OWNER = re.compile(r"\.(\d+)\.[0-9a-f]{8}" + re.escape(PARTIAL_SUFFIX))
+
+
+def partial_path(final: str | Path) -> Path:
+    """A new name beside `final` for what will become it; nothing is created."""
+    final = Path(final)
+    owner = f"{platform.node()}.{os.getpid()}"
+    return final.with_name(f".{final.name}.{owner}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+
+
+def sweep_abandoned(paths: Iterable[Path]) -> None:
+    """Remove those of the partials that nobody works on any more; the others stay as they are."""
+    for path in paths:
+        if not _abandoned(path):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def last_change(path: Path) -> float:
+    """When a file, or anything in a folder, last changed (seconds since 1970); 0 where it has just gone."""
+    try:
+        return max([path.stat().st_mtime, *(inner.stat().st_mtime for inner in path.rglob("*"))])
+    except FileNotFoundError:
+        return 0.0
+
+
+def _abandoned(path: Path) -> bool:
+    owner = _OWNER.search(path.name)
+    if owner and path.name[: owner.start()].endswith(f".{platform.node()}") and not _alive(int(owner[1])):
+        return True
+    return time.time() - last_change(path) > ABANDONED_SECONDS
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -68,21 +68,30 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
 def kill_at_random(recipe: Path, run: Path, kills: int) -> None:
     """Start a run and kill it, again and again, then let it finish; every third kill falls into a save.
 
-    Asserts that a start loses no step but those since the last commit.
+    A kill that comes too late for its save does not count. Asserts that a start loses no step but those since
+    the last commit.
     """
-    moments, ranks_killed = random.Random(0), 0
-    while ranks_killed < kills:
+    chance, counted, inside_saves = random.Random(0), 0, 0
+
+    def partials() -> set[Path]:
+        return set((run / "checkpoints").glob("*.partial-*"))
+
+    while counted < kills:
+        old, into_save = partials(), counted % 3 == 0  # what the kill before has left, this start removes
+        until = len(metrics(run)) + chance.randint(1, 3)
         process = start("train", str(recipe), "--despite-no-progress")
-        first = len(metrics(run))
-        if ranks_killed % 3 == 0:
-            wait_until(lambda: any((run / "checkpoints").glob("*.partial-*")), process)
+        if into_save:
+            wait_until(lambda old=old: bool(partials() - old), process)  # type: ignore[misc]
         else:
-            wait_until(lambda first=first: len(metrics(run)) > first, process)  # type: ignore[misc]
-            time.sleep(moments.uniform(0, 2))
+            wait_until(lambda until=until: len(metrics(run)) >= until, process)  # type: ignore[misc]
+            time.sleep(chance.uniform(0, 0.1))  # anywhere in a step
         assert process.poll() is None, "the run was over before it could be killed"
         process.kill()  # its ranks go with it
         process.communicate()
-        ranks_killed += 1
+        inside = bool(partials() - old)
+        inside_saves += inside
+        counted += inside or not into_save
+    assert inside_saves >= (kills + 2) // 3
     done = bitdance("train", str(recipe), "--despite-no-progress")
     assert done.returncode == 0, done.stdout
     newest = 0

@@ -5,32 +5,44 @@ Nothing heavy is imported here: each command imports what it needs when it runs,
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
+from typing import Any
 
-import typer
-from typer.core import TyperGroup
+INTERRUPTED = 128 + signal.SIGINT
 
-from data_pipeline.cli import app as data_app
-from evaluation.cli import app as evaluation_app
-from evaluation.weights_cli import app as weights_app
-from foundation.errors import ExitCode, UserError
-from slurm.cli import app as slurm_app
-from trainer.cli import app as trainer_app
-from trainer.plan.cli import app as plan_app
-from trainer.report.cli import app as report_app
-from trainer.tokenizer_training.cli import app as tokenizer_app
+try:
+    import typer
+    from typer.core import TyperGroup
+
+    from data_pipeline.cli import app as data_app
+    from evaluation.cli import app as evaluation_app
+    from evaluation.weights_cli import app as weights_app
+    from foundation.errors import ExitCode, UserError
+    from slurm.cli import app as slurm_app
+    from trainer.cli import app as trainer_app
+    from trainer.plan.cli import app as plan_app
+    from trainer.report.cli import app as report_app
+    from trainer.tokenizer_training.cli import app as tokenizer_app
+except KeyboardInterrupt:  # Ctrl-C before anything was begun: nothing to tell, and no traceback of an import
+    sys.exit(INTERRUPTED)
 
 # One line a paragraph (hence the backslashes): typer keeps line breaks as they are.
 HELP = """Train BitDance: autoregressive text-to-image models that predict binary visual tokens.
 
 From photos to a picture, in the order of the work: [bold]data[/] turns image shards into binary \
 latents with a [bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting \
-from the export of the one before; [bold]generate[/] samples pictures from any export. Every job is a YAML \
-recipe in configs/, and every command may be run again: it goes on where it stopped, and says so when \
-nothing is left to do. [bold]submit[/] runs recipes on a Slurm cluster.
+from the export of the one before; [bold]generate[/] samples pictures from any export, or from published \
+weights after [bold]import[/]. [bold]plan[/] says what a stage will cost before it runs, [bold]submit[/] \
+runs recipes on a Slurm cluster. New here? [bold]bitdance quickstart[/] does it all with a tiny model in \
+minutes, and prints each command as it runs it.
 
-Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 70 a bug.
+Every job is a YAML recipe in configs/; --set changes one of its values. Every command may be run again: \
+it goes on where it stopped, and says so when nothing is left to do.
+
+Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 2 an unknown option or \
+argument, 70 a bug, 130 interrupted.
 """
 
 
@@ -46,6 +58,15 @@ class InOrder(TyperGroup):
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         known = [name for name in self.order if name in self.commands]
         return known + [name for name in self.commands if name not in known]
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Runs a command; typer itself would end at Ctrl-C without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            name = ctx.invoked_subcommand
+            print(f"\n{name}: interrupted; the same command goes on from here", file=sys.stderr)
+            sys.exit(INTERRUPTED)
 
 
 app = typer.Typer(
@@ -65,6 +86,8 @@ for room in (plan_app, trainer_app, report_app, evaluation_app, weights_app, slu
 def main() -> None:
     """Run the command line: a user's mistake ends in one message and its exit code, a bug in a traceback."""
     try:
+        # `quickstart` starts its commands with Ctrl-C held back: until here nobody could answer it well.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         app(prog_name="bitdance")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,8 +98,7 @@ def main() -> None:
         print(f"error: {error.filename}: {error.strerror}; name a place that can be used", file=sys.stderr)
         sys.exit(ExitCode.RECIPE)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception:  # noqa: BLE001  (the last line of defence: everything else has been caught before)
         traceback.print_exc()
         print("This is a bug in bitdance: please report it with the lines above.", file=sys.stderr)

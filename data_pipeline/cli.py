@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True)
 RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a key of the recipe: --set a.b=c.", show_default=False),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, such as --set output=here."),
 ]
 Dataset = Annotated[
     str, typer.Argument(help="The dataset: a folder, or an s3:// address.", show_default=False)

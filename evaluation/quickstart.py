@@ -101,8 +101,12 @@ def run_command(step: Step) -> None:
     """Run one command in a process of its own. Raises KeyboardInterrupt or StepFailed as it ended."""
     # -P: modules come from the installed package, not from whatever lies in the current directory.
     command = [sys.executable, "-P", "-m", "bitdance", *shlex.split(step.arguments)]
+    # Ctrl-C is held back here until the command can be waited for, and in the command (which inherits that)
+    # until it has come as far as to answer.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process = subprocess.Popen(command)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         code = process.wait()
     except KeyboardInterrupt:
         # A terminal's Ctrl-C has reached the command too; it is given the time to save.

@@ -48,3 +48,42 @@ def test_a_mistake_ends_in_one_message_and_its_code(tmp_path, arguments, code, w
     assert done.returncode == code, done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def python(program: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_ctrl_c_while_the_command_is_being_imported():
+    done = python(
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'slurm.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "import bitdance\n"
+    )
+    assert done.returncode == 130 and not done.stderr
+
+
+def test_ctrl_c_that_was_held_back_while_the_command_started():
+    done = python(
+        "import os, signal, sys\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "os.execv(sys.executable, [sys.executable, '-P', '-m', 'bitdance', '--help'])\n"
+    )
+    assert done.returncode == 130 and not done.stdout and not done.stderr
+
+
+def test_ctrl_c_in_a_command_is_told_without_a_traceback():
+    done = python(
+        "import sys, bitdance, evaluation.quickstart\n"
+        "def interrupted(): raise KeyboardInterrupt\n"
+        "evaluation.quickstart.run_quickstart = interrupted\n"
+        "sys.argv = ['bitdance', 'quickstart']\n"
+        "bitdance.main()\n"
+    )
+    assert done.returncode == 130
+    assert done.stderr == "\nquickstart: interrupted; the same command goes on from here\n"

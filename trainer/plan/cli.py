@@ -24,7 +24,10 @@ def plan(
     ] = None,
     stall_seconds: Annotated[float, typer.Option(help="That a save holds training up.", min=0.01)] = 30.0,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, over the recipe's.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one value, for example --set data.ratio.512=1."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:

@@ -22,10 +22,10 @@ def train(
     ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one key, for example seed=1."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value, for example --set seed=1."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="Check the recipe, print it with all defaults, and stop.")
+        bool, typer.Option("--dry-run", help="Check the recipe, print it with all defaults, and stop.")
     ] = False,
 ) -> None:
     """Train a binary tokenizer on the pictures of image shards; goes on where it was interrupted."""

@@ -119,7 +119,7 @@ def plain_text_to_image(
 def plain_class_conditional(
     model: ClassConditionalModel, labels: Tensor, guidance: float, steps: int
 ) -> Tensor:
-    """What `models.class_conditional.sample` draws, linear schedule, guidance > 1: `[B]` -> `[B, C, h, w]`."""
+    """What `models.class_conditional.sample` draws, linear guidance > 1: `[B]` -> `[B, C, h, w]`."""
     config, P, images = model.config, model.config.parallel_num, len(labels)
     labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
     turns, keys_values = rotations(config, labels.device), [None] * config.n_layer

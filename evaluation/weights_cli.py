@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, Annotated, Any, cast
 
 import typer
 
@@ -15,8 +14,7 @@ from foundation.errors import DataError, RecipeError
 from foundation.files import atomic_write, commit_folder
 from foundation.progress import say, track
 
-if TYPE_CHECKING:
-    from models.weights.kinds import Weights
+TICK = 16 << 20  # bytes
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -36,6 +34,14 @@ def import_weights(
         typer.Option(help="Patch side p in tokens, where it is to be larger than the model's (4 -> 8)."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the new query embeddings that --patch adds.")] = 0,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            help="Attention heads of a class-conditional .pt, where they are not 64 wide as in all published "
+            "ones: no tensor tells. Files of `bitdance export` do.",
+            min=1,
+        ),
+    ] = None,
 ) -> None:
     """Check published weights and write them as a folder that training and sampling start from.
 
@@ -49,14 +55,14 @@ def import_weights(
         from models.weights.sources import locate
 
         _refuse_existing(destination)
-        weights = open_weights(locate(source))
+        weights = open_weights(locate(source), heads)
         if patch is not None:
             if not isinstance(weights, ModelSource):
                 raise RecipeError(f"--patch is for text-to-image models; {source} is a {describe(weights)}")
             weights = grow_patch(weights, patch, seed)
         say(describe(weights))
         with _new_folder(destination) as partial:
-            write_folder(_with_progress(weights), partial)
+            write_folder(weights, partial, _shown)
     say(f"written to {destination}")
 
 
@@ -80,6 +86,7 @@ def export_weights(
     """Check weights and write them in the form in which the models are published."""
     with _user_errors():
         from models.weights.kinds import (
+            bytes_of,
             describe,
             open_weights,
             with_frozen_tokenizer,
@@ -95,24 +102,38 @@ def export_weights(
         if isinstance(weights, ModelSource):
             complete = with_tokenizer(weights, tokenizer)
             with _new_folder(destination) as partial:
-                write_folder(_with_progress(complete), partial)
+                write_folder(complete, partial, _shown)
         else:
             if destination.suffix != ".pt":
                 raise RecipeError(f"{destination}: a {describe(weights)} is published as a .pt; name one")
             complete_file = with_frozen_tokenizer(weights, tokenizer)
             with atomic_write(destination, "wb") as file:
-                write_file(complete_file, file)
+                shown = _ShownFile(file, bytes_of(complete_file))
+                write_file(complete_file, cast(IO[bytes], shown))  # torch.save writes and flushes
     say(f"written to {destination}")
 
 
-def _with_progress(weights: Weights) -> Weights:
-    """The same weights; a pass over those of a text-to-image model shows how far it is."""
-    from models.weights.source import ModelSource
+def _shown(tensors: Iterable[Any], total: int) -> Iterator[Any]:
+    return track(tensors, "weights", total)
 
-    if not isinstance(weights, ModelSource):
-        return weights
-    tensors, count = weights.tensors, len(weights.specs)
-    return dataclasses.replace(weights, tensors=lambda: iter(track(tensors(), "weights", total=count)))
+
+class _ShownFile:
+    """A file to write to, which shows how many of the `expected` bytes are written."""
+
+    def __init__(self, file: IO[bytes], expected: int) -> None:
+        self._file, self._written, self._shown = file, 0, 0
+        self._ticks = track(range(expected // TICK + 1), "writing, in 16 MiB")
+
+    def write(self, data: Any) -> int:
+        count = self._file.write(data)
+        self._written += count
+        while self._shown <= self._written // TICK:
+            next(self._ticks, None)
+            self._shown += 1
+        return count
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _refuse_existing(destination: Path) -> None:

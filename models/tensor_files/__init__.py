@@ -2,4 +2,5 @@
 
 strict.py             do tensors fit a model, and which config value decides it
 safetensors_files.py  safetensors files, one at a time, in and out
+progress.py           how a pass over tensors shows how far it is
 """

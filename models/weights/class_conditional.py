@@ -3,6 +3,9 @@
 class_conditional_config.json   the fields of `ClassConditionalConfig`
 class_conditional.safetensors   the weights, under their published names
 ae_config.json, ae.safetensors  the binary tokenizer, where the `.pt` holds one
+
+A ``.pt`` that is written here also holds its configuration, under `class_conditional_config`: tensors do not
+tell all of it. Who reads `ema` does not see it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalConfig, ClassConditionalModel
+from models.tensor_files.progress import Progress, silent
 from models.tensor_files.safetensors_files import Place, SafetensorsWriter, read_specs, read_tensors
 from models.tensor_files.strict import Rule, TensorSpec, check_tensors, explain_by, specs_in, specs_of
 from models.tokenizer.files import WEIGHTS_FILE as TOKENIZER_WEIGHTS
@@ -26,8 +30,10 @@ from models.weights.modules import build_filled
 from models.weights.tokenizer_weights import count_numbered, infer_tokenizer, require_telling
 from models.weights.torch_files import tensors_of
 
+CONFIG_ENTRY = "class_conditional_config"
 CONFIG, WEIGHTS = "class_conditional_config.json", "class_conditional.safetensors"
 TOKENIZER = "vae."
+HEAD_WIDTH = 64  # of every published size
 STATES = ("ema", "model")  # the published files hold either or both; the average gives the published numbers
 
 RULES = (
@@ -51,13 +57,21 @@ class ClassConditionalWeights:
     tokenizer: TokenizerWeights | None
 
 
-def class_conditional_from_file(content: Mapping[str, Any], where: str) -> ClassConditionalWeights:
+def class_conditional_from_file(
+    content: Mapping[str, Any], where: str, heads: int | None = None
+) -> ClassConditionalWeights:
     """The model in the dictionary of a published ImageNet ``.pt``: its `ema`, or else its `model`.
 
     Entries under `vae.` are the frozen tokenizer, of which the encoder and the decoder are kept.
 
+    Args:
+        content: the dictionary.
+        where: the file, for messages.
+        heads: attention heads of the transformer, where the file does not tell and they are not 64 wide.
+
     Raises:
-        ValueError: neither entry is there, or its tensors are not exactly one model.
+        ValueError: neither entry is there, its tensors are not exactly one model, or ``heads`` is given and
+            contradicts what the file tells.
     """
     entry = next((name for name in STATES if content.get(name) is not None), None)
     if entry is None:
@@ -70,9 +84,25 @@ def class_conditional_from_file(content: Mapping[str, Any], where: str) -> Class
     tokenizer = infer_tokenizer(frozen, f"{where}, {TOKENIZER}*") if frozen else None
     specs = specs_in(tensors)
     down_size = tokenizer.config.downsample if tokenizer else ClassConditionalConfig.down_size
-    config = infer_class_conditional_config(specs, down_size, where)
+    if CONFIG_ENTRY in content:
+        config = _recorded_config(content[CONFIG_ENTRY], where)
+        if heads not in (None, config.n_head):
+            raise ValueError(
+                f"{where}: {heads} heads are asked for, but its configuration says {config.n_head}"
+            )
+    else:
+        config = infer_class_conditional_config(specs, down_size, where, heads)
     check_class_conditional_specs(specs, config, where)
     return ClassConditionalWeights(config, tensors, tokenizer)
+
+
+def _recorded_config(values: Any, where: str) -> ClassConditionalConfig:
+    try:
+        return ClassConditionalConfig.from_json(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{where}: its `{CONFIG_ENTRY}` describes no class-conditional model ({error})"
+        ) from error
 
 
 def _frozen_tokenizer(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,11 +134,16 @@ def class_conditional_from_folder(folder: Path) -> ClassConditionalWeights:
     return ClassConditionalWeights(config, tensors, open_tokenizer(folder) if has_tokenizer else None)
 
 
-def write_class_conditional_folder(weights: ClassConditionalWeights, folder: Path) -> None:
-    """Write configuration and weights, in the dtypes that the tensors have. Memory: the model once."""
+def write_class_conditional_folder(
+    weights: ClassConditionalWeights, folder: Path, progress: Progress = silent
+) -> None:
+    """Write configuration and weights, in the dtypes that the tensors have. Memory: the model once.
+
+    progress goes through the model's tensors, and may show how far it is.
+    """
     specs = specs_in(weights.tensors)
     writer = SafetensorsWriter(folder, specs, {name: Place(WEIGHTS, name) for name in specs})
-    for name, tensor in weights.tensors.items():
+    for name, tensor in progress(weights.tensors.items(), len(specs)):
         writer.add(name, tensor)
     writer.finish()
     text = json.dumps(weights.config.to_json(), indent=2) + "\n"
@@ -118,11 +153,14 @@ def write_class_conditional_folder(weights: ClassConditionalWeights, folder: Pat
 
 
 def write_class_conditional_file(weights: ClassConditionalWeights, file: IO[bytes]) -> None:
-    """Write the published form: a ``.pt`` with the weights, and the tokenizer under `vae.`, as `ema`."""
+    """Write the published form: a ``.pt`` with the weights, and the tokenizer under `vae.`, as `ema`.
+
+    Beside it stands the configuration, so that importing the file gives the same model again.
+    """
     state = dict(weights.tensors)
     if weights.tokenizer is not None:
         state |= {TOKENIZER + name: tensor for name, tensor in weights.tokenizer.tensors.items()}
-    torch.save({STATES[0]: state}, file)
+    torch.save({STATES[0]: state, CONFIG_ENTRY: weights.config.to_json()}, file)
 
 
 def load_class_conditional(
@@ -159,21 +197,23 @@ def check_class_conditional_specs(
 
 
 def infer_class_conditional_config(
-    specs: Mapping[str, TensorSpec], down_size: int, where: str
+    specs: Mapping[str, TensorSpec], down_size: int, where: str, heads: int | None = None
 ) -> ClassConditionalConfig:
     """The sizes of the model whose tensors these are.
 
-    What no tensor tells is taken as published: heads 64 wide, patch raster, block-causal mask, the noise of
-    the preset of the same width (0.1 where there is none). For a model trained otherwise, change the written
-    `class_conditional_config.json`.
+    What no tensor tells is taken as published: heads 64 wide unless ``heads`` says how many there are, patch
+    raster, block-causal mask, the noise of the preset of the same width (0.1 where there is none). For a
+    model trained otherwise, change the written `class_conditional_config.json`.
 
     Args:
         specs: the model's tensors, without the tokenizer's.
         down_size: pixels along the side of a token.
         where: for messages.
+        heads: attention heads of the transformer, a divisor of its width.
 
     Raises:
-        ValueError: a tensor that tells a size is absent, or the sizes make no model.
+        ValueError: a tensor that tells a size is absent, the sizes make no model, or the width is no multiple
+            of 64 and ``heads`` is None.
     """
     telling = {
         "norm.weight": 1,
@@ -186,12 +226,17 @@ def infer_class_conditional_config(
     width = specs["norm.weight"].shape[0]
     classes, class_tokens = specs["cls_embedding.weight"].shape
     queries = specs.get("query_token", TensorSpec((1, 0, width), torch.float32))
+    if heads is None and width % HEAD_WIDTH:
+        raise ValueError(
+            f"{where}: the model is {width} wide, which heads of {HEAD_WIDTH} (as published) do not divide, "
+            "and no tensor tells how many heads there are; give their number"
+        )
     like = next((c for c in CLASS_CONDITIONAL_PRESETS.values() if c.dim == width), ClassConditionalConfig())
     try:
         return ClassConditionalConfig(
             dim=width,
             n_layer=count_numbered(specs, r"layers\.(\d+)\..*"),
-            n_head=width // 64,
+            n_head=width // HEAD_WIDTH if heads is None else heads,
             diff_layers=count_numbered(specs, r"head\.net\.res_blocks\.(\d+)\..*"),
             diff_dim=specs["head.net.input_proj.weight"].shape[0],
             diff_adanln_layers=count_numbered(specs, r"head\.net\.ada_ln_blocks\.(\d+)\..*"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from models.layout import SequenceTokens
+from models.tensor_files.progress import Progress, silent
 from models.tensor_files.safetensors_files import SafetensorsWriter
 from models.tensor_files.strict import TensorSpec
 from models.text_to_image import TextToImageConfig, TextToImageModel
@@ -89,10 +90,15 @@ def save_folder(
     writer.finish(text_tokenizer, tokenizer_folder, extra_json)
 
 
-def write_source(source: ModelSource, folder: str | Path, shard_bytes: int = layout.SHARD_BYTES) -> None:
+def write_source(
+    source: ModelSource,
+    folder: str | Path,
+    shard_bytes: int = layout.SHARD_BYTES,
+    progress: Progress = silent,
+) -> None:
     """Write the model of ``source`` to another folder, in its own dtypes, holding one file at a time."""
     writer = FolderWriter(folder, source.config, source.specs, shard_bytes)
-    for name, tensor in source.tensors():
+    for name, tensor in progress(source.tensors(), len(source.specs)):
         writer.add(name, tensor)
     writer.finish(source.text_tokenizer, source.tokenizer_folder)
 

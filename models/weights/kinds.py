@@ -10,6 +10,9 @@ import dataclasses
 from pathlib import Path
 from typing import IO, TypeAlias
 
+from torch import Tensor
+
+from models.tensor_files.progress import Progress, silent
 from models.tokenizer.files import CONFIG_FILE as TOKENIZER_CONFIG
 from models.tokenizer.files import TokenizerWeights, open_tokenizer, write_tokenizer
 from models.weights import layout
@@ -32,14 +35,19 @@ from models.weights.torch_files import read_torch_file
 Weights: TypeAlias = ModelSource | ClassConditionalWeights | TokenizerWeights
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Path, heads: int | None = None) -> Weights:
     """Open a folder of safetensors, ours or published, or a published ``.pt``; check it, read no weights yet.
 
+    heads: attention heads of a class-conditional ``.pt``, where it does not tell and they are not 64 wide.
+
     Raises:
-        ValueError: not weights of a known kind, or not whole, or not fitting their configuration.
+        ValueError: not weights of a known kind, or not whole, or not fitting their configuration; or
+            ``heads`` is given for weights that are no class-conditional ``.pt``, or is not theirs.
     """
     if path.is_file():
-        return _open_file(path)
+        return _open_file(path, heads)
+    if heads is not None:
+        raise ValueError(f"{path}: a folder tells its number of heads; leave it out")
     if (path / layout.LLM_CONFIG).is_file():
         return open_folder(path)
     if (path / CLASS_CONDITIONAL_CONFIG).is_file():
@@ -53,12 +61,14 @@ def open_weights(path: Path) -> Weights:
     )
 
 
-def _open_file(path: Path) -> Weights:
+def _open_file(path: Path, heads: int | None) -> Weights:
     if path.suffix == ".safetensors":
         raise ValueError(f"{path}: one file of a model; expected its folder, with the configuration")
     content = read_torch_file(path)
     if any(name in content for name in STATES):
-        return class_conditional_from_file(content, str(path))
+        return class_conditional_from_file(content, str(path), heads)
+    if heads is not None:
+        raise ValueError(f"{path}: no class-conditional model, so it has no number of heads; leave it out")
     if STATE_DICT in content:
         return tokenizer_from_file(content, str(path))
     raise ValueError(
@@ -67,12 +77,15 @@ def _open_file(path: Path) -> Weights:
     )
 
 
-def write_folder(weights: Weights, folder: Path) -> None:
-    """Write ``weights`` in our form into ``folder``, which is made where it is missing."""
+def write_folder(weights: Weights, folder: Path, progress: Progress = silent) -> None:
+    """Write ``weights`` in our form into ``folder``, which is made where it is missing.
+
+    progress goes through the tensors of a model, and may show how far it is.
+    """
     if isinstance(weights, ModelSource):
-        write_source(weights, folder)
+        write_source(weights, folder, progress=progress)
     elif isinstance(weights, ClassConditionalWeights):
-        write_class_conditional_folder(weights, folder)
+        write_class_conditional_folder(weights, folder, progress)
     else:
         write_tokenizer(weights, folder)
 
@@ -83,6 +96,14 @@ def write_file(weights: ClassConditionalWeights | TokenizerWeights, file: IO[byt
         write_class_conditional_file(weights, file)
     else:
         write_tokenizer_file(weights, file)
+
+
+def bytes_of(weights: ClassConditionalWeights | TokenizerWeights) -> int:
+    """What their tensors take in the published file."""
+    parts: list[Tensor] = [*weights.tensors.values()]
+    if isinstance(weights, ClassConditionalWeights) and weights.tokenizer is not None:
+        parts += weights.tokenizer.tensors.values()
+    return sum(tensor.nbytes for tensor in parts)
 
 
 def with_frozen_tokenizer(

@@ -1,6 +1,7 @@
 """`bitdance import` and `bitdance export`, as a user runs them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,25 @@ def test_pt_files_in_and_out(tmp_path: Path) -> None:
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], value) for name, value in state.items())
     assert "published as a .pt" in str(failure("export", tmp_path / "ae", tmp_path / "folder"))
+
+
+def test_class_conditional_weights_show_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tensor read moves the import on, every 16 MiB (here: KiB) written the export."""
+    monkeypatch.setattr("foundation.progress.PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr("evaluation.weights_cli.TICK", 1 << 10)
+    save_class_conditional(cases.class_conditional(), tmp_path / "a", cases.tokenizer_folder(tmp_path / "ae"))
+    exported = run("export", tmp_path / "a", tmp_path / "b.pt").output
+    ticks = re.findall(r"writing, in 16 MiB: (\d+)/(\d+)", exported)
+    size = (tmp_path / "b.pt").stat().st_size
+    assert len(ticks) > 100 and 0.95 * size < int(ticks[-1][1]) << 10 < size
+    assert int(ticks[-1][0]) >= int(ticks[-1][1]) - 1
+    count = len(cases.class_conditional().state_dict())
+    imported = run("import", tmp_path / "b.pt", tmp_path / "c").output
+    assert re.findall(r"weights: (\d+)/(\d+)", imported) == [
+        (str(n), str(count)) for n in range(1, count + 1)
+    ]
 
 
 def test_a_published_pt_has_its_tokenizer(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def test_a_class_conditional_file_and_back(tmp_path: Path, parallel_num: int, wi
     write_file(open_weights(tmp_path / "ours"), out)
     out.seek(0)
     again = torch.load(out, weights_only=True)
-    assert list(again) == ["ema"]
+    assert again["class_conditional_config"] == weights.config.to_json()
+    assert list(again) == ["ema", "class_conditional_config"]
     assert again["ema"].keys() == ema.keys()
     assert all(torch.equal(again["ema"][name], ema[name]) for name in ema)
 
@@ -95,6 +97,71 @@ def test_every_published_size_is_recognized(name: str) -> None:
     specs = specs_of(lambda: ClassConditionalModel(config))
     inferred = infer_class_conditional_config(specs, config.down_size, name)
     assert inferred.to_json() == config.to_json()
+
+
+@pytest.mark.parametrize("name", ["B-4x", "L-1x", "H-16x"])
+def test_a_geometry_that_tensors_do_not_tell_survives(tmp_path: Path, name: str) -> None:
+    """The shape of a published model in small, with heads and settings that no tensor shows."""
+    published_size = CLASS_CONDITIONAL_PRESETS[name]
+    config = replace(
+        published_size,
+        dim=published_size.dim // 16 // 16 * 16,
+        n_layer=2,
+        n_head=published_size.n_head // 4,
+        diff_layers=published_size.diff_layers // 2,
+        diff_dim=64,
+        diff_adanln_layers=1,
+        resolution=64,
+        cls_token_num=2,
+        num_classes=5,
+        mask="causal",
+        P_mean=-0.3,
+        diff_batch_mul=2,
+    )
+    model = cases.randomized(ClassConditionalModel(config))
+    tokenizer = cases.tokenizer_folder(tmp_path / "ae")
+    save_class_conditional(model, tmp_path / "ours", tokenizer)
+    with (tmp_path / "out.pt").open("wb") as file:
+        write_file(open_weights(tmp_path / "ours"), file)
+    again = open_weights(tmp_path / "out.pt")
+    assert again.config == config
+    with pytest.raises(
+        ValueError, match=f"99 heads are asked for, but its configuration says {config.n_head}"
+    ):
+        open_weights(tmp_path / "out.pt", heads=99)
+    write_folder(again, tmp_path / "back")
+    assert (tmp_path / "back" / "class_conditional_config.json").read_bytes() == (
+        tmp_path / "ours" / "class_conditional_config.json"
+    ).read_bytes()
+    cases.assert_same(load_class_conditional(tmp_path / "back"), model)
+
+
+def test_heads_that_no_file_tells_are_asked_for(tmp_path: Path) -> None:
+    config = replace(cases.class_conditional().config, dim=96, n_head=4)
+    torch.save({"ema": ClassConditionalModel(config).state_dict()}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match=r"96 wide, which heads of 64 .* do not divide.* give their number"):
+        open_weights(tmp_path / "b.pt")
+    assert open_weights(tmp_path / "b.pt", heads=4).config.n_head == 4
+    with pytest.raises(ValueError, match="dim is 96 with n_head 7"):
+        open_weights(tmp_path / "b.pt", heads=7)
+    torch.save({"state_dict": cases.binary_tokenizer().state_dict()}, tmp_path / "ae.pt")
+    with pytest.raises(ValueError, match="has no number of heads"):
+        open_weights(tmp_path / "ae.pt", heads=4)
+    with pytest.raises(ValueError, match="a folder tells its number of heads"):
+        open_weights(cases.tokenizer_folder(tmp_path / "ae"), heads=4)
+
+
+def test_a_recorded_configuration_is_checked(tmp_path: Path) -> None:
+    model = cases.class_conditional()
+    for recorded, message in (
+        (["B"], "describes no class-conditional model"),
+        ({**model.config.to_json(), "layers": 3}, "unknown keys"),
+        ({**model.config.to_json(), "n_layer": 3}, "n_layer = 3"),
+    ):
+        content = {"ema": model.state_dict(), "class_conditional_config": recorded}
+        torch.save(content, tmp_path / "b.pt")
+        with pytest.raises(ValueError, match=message):
+            open_weights(tmp_path / "b.pt")
 
 
 def test_our_own_class_conditional_folder(tmp_path: Path) -> None:

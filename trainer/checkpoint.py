@@ -16,7 +16,6 @@ from __future__ import annotations
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,8 +119,7 @@ class Checkpoints:
             mine = list(damage(folder, manifest, sorted(manifest.files)[self._rank :: dist.get_world_size()]))
         except ValueError as error:
             mine = [str(error)] if self._rank == 0 else []
-        everyones: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, (manifest is not None, mine), group=self._group)
+        everyones = self._gather((manifest is not None, mine))
         problems = [line for _, lines in everyones for line in lines]
         if not all(readable for readable, _ in everyones):
             problems = problems or ["its manifest could not be read on every rank"]
@@ -177,22 +175,39 @@ class Checkpoints:
         problem = ""
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            writer = PlainWriter(partial, single_file_per_rank=True, sync_files=True)
-            dcp.save(dict(shards), storage_writer=writer, planner=SavePlanner(), process_group=self._group)
-            names = [f"__{self._rank}_0.distcp"] + ([".metadata"] if self._rank == 0 else [])
-            files = {name: describe_file(partial / name) for name in names if (partial / name).exists()}
-        except (Exception, dcp.CheckpointException) as error:  # noqa: BLE001  (the others wait below)
+        except OSError as error:
             problem = f"rank {self._rank}: {_cause(error)}"
-        everyones: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, (problem, files), group=self._group)
-        problems = [problem for problem, _ in everyones if problem]
+        if not any(self._gather(problem)):  # else torch's collectives would wait for a rank that cannot come
+            files, problem = self._write_shards(partial, shards)
+        answers = self._gather((problem, files))
+        problems = [problem for problem, _ in answers if problem]
         stale: list[StaleStart | None] = [None]
         if self._rank == 0:
-            whole = replace(manifest, files={k: v for _, theirs in everyones for k, v in theirs.items()})
+            whole = replace(manifest, files={k: v for _, theirs in answers for k, v in theirs.items()})
             stale = [self._commit(partial, whole, problems, started)]  # raises nothing: the others wait
         dist.broadcast_object_list(stale, src=0, group=self._group)
         if stale[0] is not None:
             raise stale[0]
+
+    def _write_shards(
+        self, partial: Path, shards: dict[str, FlatShard]
+    ) -> tuple[dict[str, dict[str, Any]], str]:
+        """This rank's files, described, and what went wrong; nothing is raised, since the others wait."""
+        files: dict[str, dict[str, Any]] = {}
+        try:
+            writer = PlainWriter(partial, single_file_per_rank=True, sync_files=True)
+            dcp.save(dict(shards), storage_writer=writer, planner=SavePlanner(), process_group=self._group)
+            names = [f"__{self._rank}_0.distcp"] + ([".metadata"] if self._rank == 0 else [])
+            files = {name: describe_file(partial / name) for name in names if (partial / name).exists()}
+        except (Exception, dcp.CheckpointException) as error:  # noqa: BLE001  (the others wait)
+            return {}, f"rank {self._rank}: {_cause(error)}"
+        return files, ""
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """What all ranks have to say, in their order."""
+        everyones: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, mine, group=self._group)
+        return everyones
 
     def _commit(
         self, partial: Path, manifest: CheckpointManifest, problems: list[str], started: float
@@ -215,8 +230,7 @@ class Checkpoints:
             f"THE CHECKPOINT OF STEP {manifest.step} COULD NOT BE SAVED: {'; '.join(problems)}. Training "
             "goes on; the older checkpoints are untouched. Make room before the next one is due."
         )
-        with suppress(OSError):  # the same full disk
-            self.events.write("save_failed", step=manifest.step, problems=problems)
+        self.events.write("save_failed", step=manifest.step, problems=problems)
         return None
 
 

@@ -18,6 +18,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,7 +28,7 @@ import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from trainer.mapped_memory import MappedMemory
 from trainer.recipe import OffloadSection, OptimizerSection, ZeroSection
@@ -35,6 +36,7 @@ from trainer.zero_state import ZeroState
 
 M = TypeVar("M", bound=nn.Module)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+LAST_WAIT = timedelta(seconds=10)
 
 
 def start_distributed(extensions_folder: Path) -> None:
@@ -66,9 +68,20 @@ def set_collective_timeout(timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
 
 
 def stop_distributed() -> None:
-    """Leave the process group; without this, now and then a process aborts at its exit."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the process group; without this, now and then a process aborts at its exit.
+
+    Rank 0, from which the others hear last, goes last: what it has said could be lost with its connections.
+    It does not wait for long.
+    """
+    if not dist.is_initialized():
+        return
+    store, rank, ranks = _get_default_store(), dist.get_rank(), dist.get_world_size()
+    with suppress(dist.DistError):  # of a rank, or a store, that is gone already
+        if rank:
+            store.set(f"left/{rank}", "")
+        elif ranks > 1:
+            store.wait([f"left/{other}" for other in range(1, ranks)], LAST_WAIT)
+    dist.destroy_process_group()
 
 
 def training_device() -> torch.device:

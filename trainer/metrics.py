@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -32,9 +33,9 @@ class EventLog:
     def write(self, event: str, **details: Any) -> None:
         """One line, at once on its way to disk."""
         if self._file is not None:
-            self._file.write(
-                json.dumps({"time": time.time(), "start": self._start, "event": event, **details}) + "\n"
-            )
+            line = {"time": time.time(), "start": self._start, "event": event, **details}
+            with suppress(OSError):  # a full disk ends no training: the buffer keeps the line for later
+                self._file.write(json.dumps(line) + "\n")
 
 
 class MetricsLog:
@@ -58,7 +59,8 @@ class MetricsLog:
 
     def write(self, metrics: dict[str, Any]) -> None:
         """One step's metrics; "step" is among them."""
-        self._file.write(json.dumps(metrics) + "\n")
+        with suppress(OSError):  # as above
+            self._file.write(json.dumps(metrics) + "\n")
         if self._wandb is not None:
             self._wandb.log(metrics, step=metrics["step"])
 

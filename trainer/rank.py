@@ -71,6 +71,7 @@ def _train(
     from trainer.engine import start_distributed, stop_distributed
     from trainer.loop import train
     from trainer.stage import Stage
+    from trainer.watchdog import LEAVE_SECONDS, ends_within
 
     torch.set_num_threads(recipe.world.threads)
     start_distributed(run.extensions)
@@ -104,7 +105,8 @@ def _train(
             if lock is not None:
                 lock.close()
     finally:
-        stop_distributed()
+        with ends_within(LEAVE_SECONDS):  # a broken rank's connections may never close
+            stop_distributed()
 
 
 def distributed_variables(environment: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,11 +94,14 @@ class _Tee:
 
     def write(self, text: str) -> int:
         self._terminal.write(text)
-        return self._log.write(text)
+        with suppress(OSError):  # a full disk ends no training: the log's buffer keeps the text for later
+            self._log.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        self._log.flush()
         self._terminal.flush()
+        with suppress(OSError):
+            self._log.flush()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._log, name)

@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from foundation.errors import ExitCode
 from trainer.recipe import WatchdogSection
 
 REMEMBERED_STEPS = 32
+LEAVE_SECONDS = 60.0  # for closing what connects the ranks, once all that matters is done
 
 
 class Watchdog:
@@ -64,9 +66,21 @@ class Watchdog:
                 return
 
 
-def end_process(silence: float) -> None:
+@contextmanager
+def ends_within(seconds: float) -> Iterator[None]:
+    """End the process, with all stacks in the rank's log, where the block takes more than so many seconds."""
+    timer = threading.Timer(seconds, end_process, (seconds, "The connections of the ranks have not closed"))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def end_process(silence: float, what: str = "No step has ended") -> None:
     """Write all stacks to the rank's log and end with exit code 75."""
-    print(f"No step has ended for {silence:.0f} s. The stacks of all threads:", file=sys.stderr, flush=True)
+    print(f"{what} for {silence:.0f} s. The stacks of all threads:", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(sys.stderr, all_threads=True)
     # Not sys.exit: the main thread hangs in a collective and would never see it.
     os._exit(ExitCode.REQUEUE)

@@ -28,7 +28,7 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def run_ranks(script: Path, ranks: int, *arguments: str, timeout: float = 120) -> list[str]:
+def run_ranks(script: Path, ranks: int, *arguments: str, timeout: float = 240) -> list[str]:
     """What each rank printed; AssertionError with it where a rank fails."""
     port = free_port()
     command = [sys.executable, str(script), *arguments]

@@ -10,7 +10,7 @@ from small_stage import write_recipe
 
 from foundation.recipes import load_recipe
 from trainer import metrics
-from trainer.metrics import MetricsLog, read_lines
+from trainer.metrics import EventLog, MetricsLog, read_lines
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
 
@@ -95,3 +95,10 @@ def test_wandb_without_a_login_goes_on_offline_for_real(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "W&B cannot be used" in done.stdout and "offline" in done.stdout
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
+    """/dev/full stands for it: the system takes nothing there."""
+    run = RunFolder(tmp_path)
+    run.events.symlink_to("/dev/full")
+    EventLog(run, 1, writes=True).write("saved", step=1)

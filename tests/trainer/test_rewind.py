@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).with_name("rewind_ranks.py")
 
 
 def test_a_save_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
-    outputs = run_ranks(SCRIPT, 2, str(tmp_path / "run"), timeout=60)
+    outputs = run_ranks(SCRIPT, 2, str(tmp_path / "run"))
     for output in outputs:
         assert "back to 2: [2.0, 2.0, 2.0, 2.0]" in output
         assert "COULD NOT BE SAVED" not in output

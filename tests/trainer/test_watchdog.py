@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import threading
 import time
@@ -36,8 +37,6 @@ def test_stopped_is_silent() -> None:
 
 
 def test_ends_a_hung_process_with_stacks_and_exit_code_75() -> None:
-    import subprocess
-
     script = (
         "import time\n"
         "from trainer.recipe import WatchdogSection\n"
@@ -51,3 +50,17 @@ def test_ends_a_hung_process_with_stacks_and_exit_code_75() -> None:
     )
     assert done.returncode == ExitCode.REQUEUE
     assert "hangs_here" in done.stderr
+
+
+def test_connections_that_do_not_close_end_the_process() -> None:
+    script = (
+        "import time\n"
+        "from trainer.watchdog import ends_within\n"
+        "with ends_within(30): pass\n"
+        "with ends_within(0.2): time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == ExitCode.REQUEUE
+    assert "have not closed" in done.stderr

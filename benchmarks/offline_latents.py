@@ -21,23 +21,13 @@ if __package__ in (None, ""):  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.made_up_packs import made_up_packs
+from benchmarks.small_models import small_text_to_image
 from data_pipeline.batch_recipe import BatchRecipe
 from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalModel
-from models.text_to_image import TextToImageConfig, TextToImageModel, preset
+from models.text_to_image import TextToImageModel
 from models.tokenizer import TOKENIZER_PRESETS, BinaryTokenizer
 
 SIDE, GRID, BITS = 256, 16, 32
-
-
-def small_text_to_image() -> TextToImageConfig:
-    """About 70 million parameters: 8 layers of width 512 and a head of three blocks, 4,096 words."""
-    config = preset("0.6b", 4, vocabulary=4096)
-    llm = config.llm.__class__.from_dict(
-        {**config.llm.to_dict(), "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
-        | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "layer_types": None}
-    )
-    head = {**config.head.to_json(), "ch_cond": 512, "ch_latent": 512, "depth_latent": 3, "depth_adanln": 1}
-    return TextToImageConfig(llm, type(config.head).from_json(head))
 
 
 def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -59,7 +49,7 @@ def class_conditional_step(batch: int) -> Callable[[], None]:
 
 
 def text_to_image_step(batch: int) -> Callable[[], None]:
-    config = small_text_to_image()
+    config = small_text_to_image(vocabulary=4096, width=512, layers=8, heads=8, head_blocks=3)
     model = TextToImageModel(config).train()
     (pack,), _ = made_up_packs(
         config, BatchRecipe(global_batch_size=batch, ratio={SIDE: 1}, max_tokens=1024 * batch), 0

@@ -22,7 +22,10 @@ from typing import Literal, cast
 
 import torch
 
-from models.head import HeadConfig
+if __package__ in (None, ""):  # run as a script, from wherever
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.small_models import small_text_to_image
 from models.text_to_image import TextToImageConfig, TextToImageModel
 from trainer.engine import Engine, start_distributed, stop_distributed
 from trainer.plan.activations import FusedAttentionModel, PackShape, activation_bytes, blank_batch, peak_bytes
@@ -38,22 +41,7 @@ MIB = 2**20
 
 def small_model() -> TextToImageConfig:
     """2.5 million parameters, in proportions like those of the large models."""
-    from transformers import Qwen3Config
-
-    llm = Qwen3Config(
-        vocab_size=3001,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        use_cache=False,
-    )
-    head = HeadConfig(
-        ch_target=32, ch_cond=128, ch_latent=128, depth_latent=4, depth_adanln=2, parallel_num=16
-    )
-    return TextToImageConfig(llm, head)
+    return small_text_to_image(vocabulary=3001, width=128, layers=4, heads=4, head_blocks=4)
 
 
 def zero_section(stage: int) -> ZeroSection:

@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.made_up_packs import made_up_packs
+from benchmarks.small_models import small_text_to_image
 from data_pipeline.batch_recipe import BatchRecipe
 from models.text_to_image import TextToImageConfig, TextToImageModel, preset
 from trainer.plan.activations import PackShape, activation_bytes
@@ -70,17 +71,6 @@ class Trainer:
         assert master.grad is not None and weight.grad is not None
         master.grad += weight.grad
         weight.grad = None
-
-
-def tiny_config() -> TextToImageConfig:
-    """A model that a CPU trains in seconds."""
-    config = preset("0.6b", 4, vocabulary=1024)
-    llm = config.llm.__class__.from_dict(
-        {**config.llm.to_dict(), "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-        | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "layer_types": None}
-    )
-    head = {**config.head.to_json(), "ch_cond": 128, "ch_latent": 128, "depth_latent": 2, "depth_adanln": 1}
-    return TextToImageConfig(llm, type(config.head).from_json(head))
 
 
 def planned_bytes(config: TextToImageConfig, packs: list) -> int:
@@ -138,5 +128,6 @@ if __name__ == "__main__":
         ratio={256: 1} if options.tiny else {256: 2, 512: 7, 1024: 1},
         max_tokens=2048 if options.tiny else options.max_tokens,
     )
-    size = tiny_config() if options.tiny else preset(options.backbone, 4)
+    tiny = small_text_to_image(vocabulary=1024, width=128, layers=2, heads=2, head_blocks=2)
+    size = tiny if options.tiny else preset(options.backbone, 4)
     main(size, mix, options.steps, options.gpu)

@@ -12,20 +12,11 @@ from typing import Any
 
 from small_cluster import Cluster, wait_until
 from small_stage import write_recipe
+from whole_runs import COMPUTED
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
 EVERY = 5  # steps between checkpoints
-COMPUTED = (
-    "step",
-    "loss",
-    "vision_loss",
-    "vision_loss_128",
-    "vision_loss_256",
-    "text_loss",
-    "grad_norm",
-    "lr",
-)
 PATIENCE = 240.0
 
 

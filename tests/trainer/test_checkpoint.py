@@ -2,12 +2,9 @@
 
 import errno
 import pickle
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from trainer.checkpoint import Checkpoints
@@ -17,21 +14,7 @@ from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.run_folder import RunFolder, take_start
 
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path)
-    run.checkpoints.mkdir()
-    run.starts.mkdir()
-    return run
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def checkpoints(run: RunFolder, **section: object) -> Checkpoints:
@@ -116,6 +99,17 @@ def test_no_space_left_is_loud_and_training_goes_on(
     assert not list(run.checkpoints.glob("*.partial-*"))
     save(saver, 3)
     assert [step for step, _ in committed(run)] == [3, 1]
+
+
+def test_a_folder_that_cannot_be_made_is_told_to_all_before_anything_is_written(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = checkpoints(run)
+    run.checkpoints.rmdir()
+    run.checkpoints.write_text("a file in the way")
+    monkeypatch.setattr(dcp, "save", None)  # where the other ranks would wait for this one
+    save(saver, 1)
+    assert "STEP 1 COULD NOT BE SAVED" in capsys.readouterr().out
 
 
 def test_a_stale_start_learns_it_at_its_next_save(run: RunFolder) -> None:

@@ -18,14 +18,6 @@ from trainer.checkpoint_files import (
 from trainer.run_folder import RunFolder, take_start
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path)
-    run.checkpoints.mkdir()
-    run.starts.mkdir()
-    return run
-
-
 def write(run: RunFolder, step: int, start: int) -> tuple[Path, CheckpointManifest]:
     partial = partial_folder(run, step, start)
     partial.mkdir()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import s3fs
 import torch
-import torch.distributed as dist
 
 from data_pipeline.ingest.storage import StoreUnreachable
 from foundation.errors import ExitCode
@@ -21,13 +20,7 @@ from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.run_folder import RunFolder, take_start
 
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,9 @@ from trainer.tokenizer_training.batches import batch_of_step
 from trainer.tokenizer_training.pictures import PictureGroup, load_pictures
 from trainer.tokenizer_training.recipe import TokenizerRecipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_shard(folder: Path, pictures: int = 6) -> Path:

@@ -45,7 +45,7 @@ from models.class_conditional import (
     ClassConditionalModel,
     sample,
 )
-from models.generation import FlowSettings
+from models.flow_settings import FlowSettings
 from models.head import DiffusionHead
 from models.layout import SequenceTokens
 from models.text_to_image import TextToImageModel, preset

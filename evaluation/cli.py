@@ -10,6 +10,7 @@ import typer
 
 from foundation.errors import RecipeError
 from foundation.progress import say
+from models.flow_settings import FlowSettings
 
 if TYPE_CHECKING:
     from evaluation.picture_files import PictureRequest
@@ -24,9 +25,13 @@ def generate(
     model: Annotated[Path, typer.Argument(help="An export of training, or a published model folder.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to paint; may be repeated.")],
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "1024x1024",
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 = none.", min=1)] = 7.5,
-    steps: Annotated[int, typer.Option(help="Solver steps of each patch; 10 to 50 are useful.", min=1)] = 25,
-    sampler: Annotated[str, typer.Option(help="euler_maruyama or euler.")] = "euler_maruyama",
+    guidance: Annotated[
+        float, typer.Option(help="Guidance scale; 1 = none.", min=1)
+    ] = FlowSettings().guidance,
+    steps: Annotated[
+        int, typer.Option(help="Solver steps of each patch; 10 to 50 are useful.", min=1)
+    ] = FlowSettings().steps,
+    sampler: Annotated[str, typer.Option(help="euler_maruyama or euler.")] = FlowSettings().sampler,
     seed: Annotated[int, typer.Option(help="Of the noise.", metavar="N", min=0, max=2**63 - 1)] = 0,
     pictures: Annotated[int, typer.Option("--pictures", "-n", help="Pictures for each prompt.", min=1)] = 1,
     tokenizer: Annotated[

@@ -14,7 +14,8 @@ from evaluation.picture_files import PictureRequest, write_picture
 from evaluation.recipes import Sampling
 from foundation.errors import RecipeError
 from foundation.progress import track
-from models.generation import FlowSettings, Progress, check_request
+from models.flow_settings import FlowSettings
+from models.generation import Progress, check_request
 from models.layout import from_patch_raster
 from models.tokenizer import BinaryTokenizer, load_tokenizer, to_uint8
 from models.weights import load_folder

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from data_pipeline.ingest.recipe import InputSection
 from foundation.sections import Section
+from models.flow_settings import FlowSettings, SamplerName
 
 
 class Sampling(Section):
@@ -21,9 +21,9 @@ class Sampling(Section):
         seed: of the noise; the same seed gives the same picture.
     """
 
-    steps: int = Field(default=25, gt=0)
-    guidance: float = Field(default=7.5, ge=1)
-    sampler: Literal["euler_maruyama", "euler"] = "euler_maruyama"
+    steps: int = Field(default=FlowSettings().steps, gt=0)
+    guidance: float = Field(default=FlowSettings().guidance, ge=1)
+    sampler: SamplerName = FlowSettings().sampler
     seed: int = 0
 
 

@@ -9,13 +9,13 @@ n pictures, R rows (n, or 2n with guidance, conditional rows first), P tokens pe
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from models.backbone import GenerationCache, plan_packed, run_backbone
-from models.head import SamplerName
+from models.flow_settings import FlowSettings
 from models.layout import SequenceTokens, check_grid, grid_places
 from models.packed_linear import packed_linears
 from models.tokenizer import binarize
@@ -29,16 +29,6 @@ USES_THAT_PAY = 10
 
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
-
-
-class FlowSettings(NamedTuple):
-    """How the head draws a patch; see `DiffusionHead.sample`."""
-
-    guidance: float = 7.5
-    """Scale of classifier-free guidance, at least 1, which switches it off and halves the work."""
-    steps: int = 50
-    """Solver steps per patch, before the last one; 10 to 50 are useful."""
-    sampler: SamplerName = "euler_maruyama"
 
 
 def check_request(

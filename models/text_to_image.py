@@ -18,7 +18,8 @@ from transformers import Qwen3Config
 
 from models.backbone import Backend, backbone_config, build_backbone, plan_packed, run_backbone
 from models.backbone.presets import VOCABULARY
-from models.generation import FlowSettings, Progress, check_request, generate_bits
+from models.flow_settings import FlowSettings
+from models.generation import Progress, check_request, generate_bits
 from models.head import DiffusionHead, HeadConfig
 from models.layout import PackedBatch, SequenceTokens, position_embedding
 from models.projector import Projector

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from data_pipeline.batch_recipe import BatchRecipe
 from foundation.sections import Problem, Section, check
+from models.flow_settings import FlowSettings
 from trainer.model_recipe import ModelSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -214,8 +215,8 @@ class SamplesSection(Section):
     every_steps: PositiveInt
     prompts: Annotated[list[Prompt], Field(min_length=1, max_length=16)]
     size: tuple[PositiveInt, PositiveInt]
-    guidance: Annotated[float, Field(ge=1)] = 7.5
-    steps: PositiveInt = 25
+    guidance: Annotated[float, Field(ge=1)] = FlowSettings().guidance
+    steps: PositiveInt = FlowSettings().steps
     seed: Annotated[int, Field(ge=0)] = 0
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.flow_settings import SamplerName
 from models.head.config import HeadConfig
 from models.head.flow import draw_noise, interpolate, velocity_loss
 from models.head.network import HeadNetwork
-from models.head.sampler import SamplerName, check_sampling, integrate
+from models.head.sampler import check_sampling, integrate
 from models.head.schedule import SamplingTimes, draw_times, sampling_times
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from models.flow_settings import SamplerName
 from models.head.flow import draw_noise, guided, velocity
 from models.head.schedule import SamplingTimes
 
-SamplerName = Literal["euler_maruyama", "euler"]
 # (state [N, P, C], index of the time) -> predicted data, [N, P, C] or, with guidance, [2N, P, C]
 Denoiser = Callable[[Tensor, int], Tensor]
 

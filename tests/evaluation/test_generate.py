@@ -13,7 +13,7 @@ from bitdance import app
 from evaluation.generate import PictureGenerator
 from evaluation.recipes import Sampling
 from foundation.errors import RecipeError
-from models.generation import FlowSettings
+from models.flow_settings import FlowSettings
 from models.weights import save_folder
 
 TOKENIZER = cases.text_tokenizer(4)
@@ -138,4 +138,6 @@ def test_a_broken_tokenizer_is_named(folder: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     command = ["generate", str(folder), "-p", CAPTION, "--size", "64x64", "--tokenizer", str(ae)]
     result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out")])
-    assert isinstance(result.exception, RecipeError) and f"{path} is broken" in str(result.exception)
+    assert isinstance(result.exception, RecipeError) and f"{path}: not a whole safetensors file" in str(
+        result.exception
+    )

@@ -8,7 +8,7 @@ import torch
 from golden_files import Golden, golden_files, settling
 from transformers import Qwen3Config
 
-from models.generation import FlowSettings
+from models.flow_settings import FlowSettings
 from models.head import HeadConfig, draw_times
 from models.layout import PackedBatch, Sample, SequenceTokens, attention_mask, from_patch_raster, pack
 from models.projector import Projector

@@ -7,7 +7,7 @@ import torch
 from tiny_text_to_image import BITS, WIDTH, tiny_model, tiny_sample, tiny_tokens
 from torch import Tensor
 
-from models.generation import FlowSettings
+from models.flow_settings import FlowSettings
 from models.layout import attention_mask, pack, positions_2d, to_patch_raster
 from models.text_to_image import TextToImageModel
 from models.tokenizer import binarize

@@ -7,7 +7,7 @@ from tiny_text_to_image import tiny_model, tiny_tokens
 
 from benchmarks.plain_sampling import plain_class_conditional, plain_text_to_image
 from models.class_conditional import sample
-from models.generation import FlowSettings
+from models.flow_settings import FlowSettings
 
 
 @pytest.mark.parametrize("images", [1, 2])

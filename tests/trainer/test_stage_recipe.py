@@ -45,6 +45,14 @@ def test_wrong_key_wrong_type_and_impossible_value_come_in_one_message(tmp_path:
         ({"optimizer__final_lr": 1.0}, "optimizer.final_lr: 1.0 is above lr"),
         ({"zero": {"stage": 2, "offload_param": {"device": "cpu"}}}, "zero.offload_param: needs stage 3"),
         ({"zero__offload_optimizer": {"device": "nvme"}}, "nvme_path"),
+        (
+            {"zero": {"stage": 1, "offload_optimizer": {"device": "nvme", "nvme_path": "/disk"}}},
+            "zero.offload_optimizer: to nvme needs stage 3",
+        ),
+        (
+            {"zero__offload_param": {"device": "nvme", "nvme_path": "/disk", "pin_memory": True}},
+            "zero.offload_param.pin_memory: what is on a disk",
+        ),
         ({"data__ratio": {128: 0}}, "whole weights"),
         ({"model__lora": {"rank": 4}}, "model.lora: needs init_from"),
         ({"model__lora": {"targets": []}}, "expected some of q_proj"),

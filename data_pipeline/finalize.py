@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from data_pipeline.ingest.storage import is_remote, open_stream, remote_files
 from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, FileEntry, Manifest, parse_manifest
+from data_pipeline.metadata.engine import explaining
 from data_pipeline.metadata.schema import sql_list
 from data_pipeline.near_duplicates import find_near_duplicates
 from data_pipeline.npy_stream import NpyStream
 from data_pipeline.recipe_folder import RECORD_NAME
 from data_pipeline.store import remove_scratch
-from data_pipeline.tokenize.folder import DatasetFolder, Plan, file_entries
+from data_pipeline.tokenize.decoding import HASH_DEFINITION
+from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan, file_entries
 from data_pipeline.tokenize.recipe import ClassSection, TokenizeRecipe
 from foundation.errors import DataError
 from foundation.progress import say, track
@@ -58,6 +60,8 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
         say(f"{output}: finished already, {_totals(finished)}")
         return finished
     markers = _markers(folder, plan)
+    if recipe.near_duplicates is not None:
+        _check_comparable(folder, markers)
     dropped = _near_duplicates(folder, sorted(markers), recipe, memory)
     manifest = _write(folder, recipe, plan, markers, dropped)
     folder.sweep()
@@ -102,14 +106,28 @@ def _markers(folder: DatasetFolder, plan: Plan) -> dict[int, dict[str, Any]]:
     given_up = folder.given_up()
     absent = [n for n in range(len(plan.shards)) if n not in found and n not in given_up]
     if absent:
-        shown = ", ".join(f"{number:05d}" for number in absent[:8]) + (", ..." if len(absent) > 8 else "")
         raise DataError(
-            f"{folder.root}: {len(absent)} of {len(plan.shards)} tasks are not done ({shown}); "
+            f"{folder.root}: {len(absent)} of {len(plan.shards)} tasks are not done ({_some(absent)}); "
             "run `bitdance data tokenize` again, and see `bitdance data status`"
         )
     if not any(marker["classes"] for marker in found.values()):
         raise DataError(f"{folder.root}: the tasks hold no sample; {_counts_in_words(_sum_counts(found))}")
     return found
+
+
+def _check_comparable(folder: DatasetFolder, markers: dict[int, dict[str, Any]]) -> None:
+    """DataError where the tasks' perceptual hashes are not all by one definition."""
+    if len({marker.get("perceptual_hash") for marker in markers.values()}) > 1:
+        old = [n for n, marker in markers.items() if marker.get("perceptual_hash") != HASH_DEFINITION]
+        raise DataError(
+            f"{folder.root}: {len(old)} tasks ({_some(old)}) were done by another version of this software, "
+            f"whose perceptual hashes cannot be compared with the others'; remove their folders in "
+            f"{folder.address(TASKS)}, and run `bitdance data tokenize` again"
+        )
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(f"{number:05d}" for number in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
 
 
 def _near_duplicates(
@@ -127,16 +145,17 @@ def _near_duplicates(
         f"FROM read_parquet({files}, filename = true)) GROUP BY task, picture"
     )
     connection = duckdb.connect(config={"memory_limit": memory, "temp_directory": str(spill)})
+    query = (
+        f"SELECT (rank >> {PICTURE_BITS}) & {(1 << TASK_BITS) - 1} AS task, "
+        f"rank & {(1 << PICTURE_BITS) - 1} AS picture FROM losers ORDER BY task, picture"
+    )
     try:
-        if is_remote(folder.root):
-            connection.register_filesystem(remote_files())
-        connection.execute(f"CREATE TEMP TABLE pictures AS {pictures}")
-        find_near_duplicates(connection, "SELECT * FROM pictures", recipe.near_duplicates, "losers")
-        query = (
-            f"SELECT (rank >> {PICTURE_BITS}) & {(1 << TASK_BITS) - 1} AS task, "
-            f"rank & {(1 << PICTURE_BITS) - 1} AS picture FROM losers ORDER BY task, picture"
-        )
-        found = connection.execute(query).fetchnumpy()
+        with explaining(f"{memory} of memory", str(spill)):
+            if is_remote(folder.root):
+                connection.register_filesystem(remote_files())
+            connection.execute(f"CREATE TEMP TABLE pictures AS {pictures}")
+            find_near_duplicates(connection, "SELECT * FROM pictures", recipe.near_duplicates, "losers")
+            found = connection.execute(query).fetchnumpy()
     finally:
         connection.close()
         remove_scratch(spill)

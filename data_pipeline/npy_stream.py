@@ -16,7 +16,7 @@ class NpyStream:
 
     Args:
         path: to be created.
-        dtype: of all pieces.
+        dtype: of all pieces; a structured one must have a short description, for the header's size is fixed.
     """
 
     def __init__(self, path: Path, dtype: DTypeLike):
@@ -35,8 +35,10 @@ class NpyStream:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        fields = f"{{'descr': '{self.dtype.str}', 'fortran_order': False, 'shape': ({self.length},), }}"
+        described = np.lib.format.dtype_to_descr(self.dtype)
+        fields = f"{{'descr': {described!r}, 'fortran_order': False, 'shape': ({self.length},), }}"
         start = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
+        assert len(start) + len(fields) < HEADER_BYTES
         self._file.seek(0)
         self._file.write(start + fields.encode().ljust(HEADER_BYTES - 11) + b"\n")
         self._file.close()

@@ -23,7 +23,11 @@ from data_pipeline.metadata.schema import (
     sql_name,
     sql_text,
 )
+from data_pipeline.store import PlaceUnusable
 from foundation.errors import DataError, Problems
+
+# In what DuckDB says when a write fails for want of room, and when it would not even try.
+_FULL_DISK = ("No space left on device", "max_temp_directory_size")
 
 
 @contextmanager
@@ -36,26 +40,51 @@ def open_engine(engine: EngineSection, spill: Path, remote: bool) -> Iterator[du
         remote: whether any path is an `s3://` address.
 
     Raises:
-        DataError: in it, memory or the disk is not enough, or a file is damaged.
+        DataError: in it, memory is not enough, or a file is damaged.
+        PlaceUnusable: in it, the disk is full.
     """
     connection = duckdb.connect(config={"memory_limit": engine.memory, "temp_directory": str(spill)})
     try:
-        # What DuckDB raises for our own SQL (binder, parser) is not among these: that is no one's data.
-        if engine.threads:
-            connection.execute(f"SET threads = {engine.threads}")
-        # No extension is fetched from the network behind the user's back.
-        connection.execute("SET autoinstall_known_extensions = false")
-        connection.execute("SET enable_progress_bar = false")
-        if remote:
-            connection.register_filesystem(remote_files())
-        yield connection
-    except (duckdb.OperationalError, duckdb.DataError, duckdb.InvalidInputException) as error:
-        raise DataError(
-            f"DuckDB cannot go on: {str(error).splitlines()[0]}. It has engine.memory = {engine.memory} and "
-            f"writes temporary files to {spill} (engine.spill)"
-        ) from None
+        with explaining(f"engine.memory = {engine.memory}", f"{spill} (engine.spill)"):
+            if engine.threads:
+                connection.execute(f"SET threads = {engine.threads}")
+            # No extension is fetched from the network behind the user's back.
+            connection.execute("SET autoinstall_known_extensions = false")
+            connection.execute("SET enable_progress_bar = false")
+            if remote:
+                connection.register_filesystem(remote_files())
+            yield connection
     finally:
         connection.close()
+
+
+@contextmanager
+def explaining(memory: str, spill: str) -> Iterator[None]:
+    """Turns what DuckDB raises for want of memory, disk or whole files into one message.
+
+    What it raises for our own SQL (binder, parser) is not among these: that is no one's data.
+
+    Args:
+        memory: what bounds its memory, in the user's words.
+        spill: where its temporary files go.
+
+    Raises:
+        DataError: memory is not enough, or a file is damaged.
+        PlaceUnusable: the disk of the output or of the temporary files is full.
+    """
+    try:
+        yield
+    except (duckdb.OperationalError, duckdb.DataError, duckdb.InvalidInputException) as error:
+        said = str(error)
+        if any(sign in said for sign in _FULL_DISK):
+            raise PlaceUnusable(
+                f"The disk is full: temporary files go to {spill}, and the output is made beside its final "
+                "place. Make room, then the same command again"
+            ) from None
+        raise DataError(
+            f"DuckDB cannot go on: {said.splitlines()[0]}. It has {memory} and writes temporary files to "
+            f"{spill}"
+        ) from None
 
 
 def expand(patterns: Sequence[str]) -> list[str]:

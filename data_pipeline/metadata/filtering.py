@@ -12,6 +12,7 @@ drops by row number.
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import shutil
@@ -27,12 +28,16 @@ from data_pipeline.metadata.funnel import Funnel, FunnelStep, draw_funnel, print
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.metadata.rules import DeduplicateRule, ListRule, RowRule, TopFractionRule
 from data_pipeline.metadata.schema import IDENTITIES, sql_text
+from data_pipeline.npy_stream import NpyStream
 from data_pipeline.recipe_folder import claim_folder, recipe_record
+from data_pipeline.store import writing_to
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.files import commit_folder
+from foundation.partials import PARTIAL_SUFFIX, partial_path, sweep_abandoned
 from foundation.progress import say
 
 HISTOGRAM_BINS = 4096
+SUBSET_DTYPE, SUBSET_BATCH = np.dtype("u8,u8"), 1 << 18  # DataComp's; rows fetched at a time
 _AUTHORITY = "^(?i:[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?i:www\\.)?"
 NORMALIZED_URL = (
     f"lower(regexp_extract(url, '{_AUTHORITY}([^/?#:]+)', 1))"
@@ -47,7 +52,13 @@ def run_filter(recipe: FilterRecipe) -> Funnel:
     Raises:
         RecipeError: the output belongs to another recipe, or a rule reads a column that no source has.
         DataError: sources that are missing or broken, or no row left.
+        PlaceUnusable: the disk of the output or of `engine.spill` is full, or cannot be written.
     """
+    with writing_to(recipe.output):
+        return _run(recipe)
+
+
+def _run(recipe: FilterRecipe) -> Funnel:
     files = expand(recipe.sources)
     output = Path(recipe.output)
     if claim_folder(output, recipe, "funnel.json"):
@@ -55,8 +66,8 @@ def run_filter(recipe: FilterRecipe) -> Funnel:
         say(f"{output}: done already")
         print_funnel(funnel)
         return funnel
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    sweep_abandoned(output.parent.glob(f".{glob.escape(output.name)}.*{PARTIAL_SUFFIX}"))
+    partial = partial_path(output)
     partial.mkdir(parents=True)
     started = time.monotonic()
     try:
@@ -74,6 +85,11 @@ def run_filter(recipe: FilterRecipe) -> Funnel:
         (partial / "recipe.json").write_text(recipe_record(recipe))
         draw_funnel(funnel, partial / "funnel.png")
         commit_folder(partial, output)
+    except FileExistsError:
+        # Another run was faster: that of the same recipe has made the same.
+        if not claim_folder(output, recipe, "funnel.json"):
+            raise
+        say(f"{output}: another run has finished it meanwhile")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print_funnel(funnel)
@@ -273,9 +289,13 @@ class _Filtering:
             "SELECT ('0x' || uid[1:16])::UBIGINT AS high, ('0x' || uid[17:32])::UBIGINT AS low "
             f"FROM read_parquet({kept}) WHERE regexp_full_match(uid, '[0-9a-fA-F]{{32}}') ORDER BY high, low"
         )
-        uids = self.connection.execute(query).fetchnumpy()
-        if len(uids["high"]):
-            subset = np.rec.fromarrays([uids["high"], uids["low"]], dtype=np.dtype("u8,u8"))
-            np.save(
-                self.partial / "subset.npy", np.asarray(subset).view(np.dtype("u8,u8")), allow_pickle=False
-            )
+        # Sorted by DuckDB within its memory, and fetched piece by piece.
+        batches = self.connection.sql(query).to_arrow_reader(SUBSET_BATCH)
+        path = self.partial / "subset.npy"
+        with NpyStream(path, SUBSET_DTYPE) as subset:
+            for batch in batches:
+                piece = np.empty(len(batch), SUBSET_DTYPE)
+                piece["f0"], piece["f1"] = batch["high"].to_numpy(), batch["low"].to_numpy()
+                subset.append(piece)
+        if not subset.length:
+            path.unlink()

@@ -25,7 +25,7 @@ from data_pipeline.ingest.samples import RawSample, Refused
 from data_pipeline.ingest.shards import Shard, read_shard, shard_identities
 from data_pipeline.records import LatentRecord, pack_bits
 from data_pipeline.tokenize.captions import CaptionCounter
-from data_pipeline.tokenize.decoding import Decoded, decode_chosen, ordered_map
+from data_pipeline.tokenize.decoding import HASH_DEFINITION, Decoded, decode_chosen, ordered_map
 from data_pipeline.tokenize.encoder import Encoder
 from data_pipeline.tokenize.folder import DONE_NAME, DatasetFolder, Plan, file_entries
 from data_pipeline.tokenize.recipe import TokenizeRecipe
@@ -214,6 +214,7 @@ class _Task:
             "counts": {name: self.counts[name] for name in names},
             "classes": {str(resolution): rows for resolution, rows in sorted(self.writer.rows.items())},
             "fingerprint": self.runner.plan.tokenizer.fingerprint,
+            "perceptual_hash": HASH_DEFINITION,
             "text_hash": self.runner.plan.text_tokenizer.sha256,
             "code_version": package_version("bitdance-trainer"),
             "files": file_entries(self.working),

@@ -1,7 +1,11 @@
 """What users and their files can get wrong in a filter ends in a message, or in what they meant."""
 
 import math
+import multiprocessing
+import subprocess
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
@@ -10,6 +14,7 @@ import pytest
 from data_pipeline.download.recipe import DownloadRecipe
 from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
+from data_pipeline.store import PlaceUnusable
 from foundation.errors import DataError, RecipeError
 
 ALL = {"rule": "deny", "by": "url", "values": ["none"]}
@@ -109,6 +114,53 @@ def test_a_damaged_list_is_named(tmp_path, name, content, said):
 def test_too_little_memory_is_said(tmp_path):
     with pytest.raises(DataError, match=r"engine\.memory = 1MB"):
         filtered(tmp_path, {"url": ["a"] * 1000}, ALL, engine={"memory": "1MB"})
+
+
+@pytest.mark.parametrize("full", ["output", "spill"])
+def test_a_full_disk_is_said_and_the_filter_goes_on_when_there_is_room(tmp_path, full):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    rows = 600_000 if full == "spill" else 30_000
+    digits = np.random.default_rng(0).integers(0, 2**63, rows)
+    pq.write_table(pa.table({"uid": [f"{d:032x}" for d in digits]}), tmp_path / "in.parquet")
+    values = {
+        "sources": [str(tmp_path / "in.parquet")],
+        "output": str((disk if full == "output" else tmp_path) / "out"),
+        "rules": [{"rule": "deduplicate", "by": "uid"}],
+        "engine": {"memory": "60MB", "threads": 1, "spill": str(disk / "spill")},
+    }
+    if full == "output":
+        values["engine"] = {}
+        (disk / "ballast").write_bytes(bytes(900_000))
+    recipe = FilterRecipe.model_validate(values)
+    try:
+        with pytest.raises(PlaceUnusable, match=r"^The disk is full: [^\n]*$") as error:
+            run_filter(recipe)
+        assert error.value.exit_code == 78
+        assert not Path(values["output"]).exists() and not list(Path(values["output"]).parent.glob(".out*"))
+        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        assert run_filter(recipe).kept == len(set(digits))
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_two_filters_at_the_same_time_make_one_output(tmp_path):
+    pq.write_table(pa.table({"url": [str(i) for i in range(1000)]}), tmp_path / "in.parquet")
+    values = {"sources": [str(tmp_path / "in.parquet")], "output": str(tmp_path / "out"), "rules": [ALL]}
+    recipe = FilterRecipe.model_validate(values)
+    context = multiprocessing.get_context("spawn")
+    jobs = [context.Process(target=run_filter, args=(recipe,)) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out"]
+    assert pq.read_table(tmp_path / "out" / "kept.parquet")["url"].to_pylist() == [
+        str(i) for i in range(1000)
+    ]
 
 
 def test_what_is_damaged_behind_its_footer_is_said(tmp_path):

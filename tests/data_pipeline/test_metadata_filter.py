@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.metadata import filtering
 from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.laion_hash import laion_hash
 from data_pipeline.metadata.recipe import FilterRecipe
@@ -201,6 +202,18 @@ def test_datacomp_subsets_in_and_out(tmp_path):
     assert written.tolist() == subset.tolist()
     urls, _ = kept(tmp_path, table, [{"rule": "deny", "by": "uid", "file": str(tmp_path / "subset.npy")}])
     assert urls == ["a", "c", "e"]
+
+
+def test_a_written_subset_is_sorted_whatever_its_size_and_absent_without_uids(tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering, "SUBSET_BATCH", 2048)
+    uids = [random.Random(i).randbytes(16).hex() for i in range(10_000)]
+    table = {"uid": uids, "url": [str(i) for i in range(10_000)]}
+    kept(tmp_path, table, [{"rule": "deny", "by": "url", "values": ["0"]}])
+    written = np.load(tmp_path / "out0" / "subset.npy", allow_pickle=False)
+    assert written.dtype == np.dtype("u8,u8")
+    assert written.tolist() == sorted((int(u[:16], 16), int(u[16:], 16)) for u in uids[1:])
+    kept(tmp_path, {"url": ["a"]}, [{"rule": "deny", "by": "url", "values": ["0"]}])
+    assert not (tmp_path / "out1" / "subset.npy").exists()
 
 
 def test_lists_from_text_files(tmp_path):

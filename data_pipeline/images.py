@@ -64,8 +64,9 @@ def decode_image(data: bytes, max_pixels: int, json_exif: str | None = None) -> 
     """
     try:
         with warnings.catch_warnings():
-            # Pillow's own cap is a warning at 89 megapixels; ours is the recipe's, and an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of broken EXIF and of 89 megapixels, at each picture anew. Neither is a reason to
+            # leave a picture out: the cap is the recipe's, and an error.
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             if width * height > max_pixels:
@@ -73,6 +74,8 @@ def decode_image(data: bytes, max_pixels: int, json_exif: str | None = None) -> 
             orientation = _orientation(image, json_exif)
             profile = image.info.get("icc_profile")
             image.load()
+            upright = image.transpose(_UNDO[orientation]) if orientation in _UNDO else image
+            return _to_srgb(upright, profile)
     except UnidentifiedImageError:
         raise BadImage(f"not a picture of the formats {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
@@ -80,8 +83,6 @@ def decode_image(data: bytes, max_pixels: int, json_exif: str | None = None) -> 
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
         # Pillow's decoders raise all of these on broken files.
         raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}") from None
-    upright = image.transpose(_UNDO[orientation]) if orientation in _UNDO else image
-    return _to_srgb(upright, profile)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -17,6 +17,7 @@ from foundation.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
+BUFFER_BYTES = 1 << 16  # tarfile copies what is left of it at each read of a header
 MEND = "fetch it again, or take it out of the recipe's input"
 
 
@@ -55,7 +56,7 @@ def _members(
     """The regular files of a tar as webdataset's grouping takes them, after checking each member."""
     watched = _Watched(stream)
     try:
-        with tarfile.open(fileobj=cast(IO[bytes], watched), mode="r|", bufsize=1 << 20) as tar:
+        with tarfile.open(fileobj=cast(IO[bytes], watched), mode="r|", bufsize=BUFFER_BYTES) as tar:
             for member in tar:
                 _check_member(member, name)
                 if not member.isreg():

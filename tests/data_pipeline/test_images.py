@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -75,6 +76,17 @@ def test_the_pictures_own_orientation_goes_before_the_jsons():
     exif[0x0112] = 1
     rotated = json.dumps({"Image Orientation": "Rotated 90 CW"})
     assert same(decode_image(encode(landmark(), exif=exif), CAP, rotated), landmark())
+
+
+def test_broken_exif_is_passed_over_in_silence():
+    """Pillow warns of it at each picture: in a log of millions nobody finds anything else."""
+    broken = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00\x12\x01\x03\x00"
+    data = encode(landmark(), "JPEG", exif=broken, quality=95, subsampling=0)
+    with pytest.warns(UserWarning, match="EXIF"):
+        Image.open(io.BytesIO(data)).getexif()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(decode_image(data, CAP), landmark(), 60)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", '["Orientation"]', '{"Image Orientation": "upside"}', "{}"])

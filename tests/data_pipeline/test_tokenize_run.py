@@ -307,3 +307,15 @@ def test_a_replaced_shard_is_noticed(work):
         tar.write(bytes(1024))
     with pytest.raises(DataError, match=r"task 00001: .*00001\.tar has changed since"):
         run_tokenize(tokenize_recipe(work))
+
+
+def test_hashes_by_another_definition_are_not_compared(work):
+    run_tokenize(tokenize_recipe(work), Slice(0, 1))
+    marker = work / "latents" / "tasks" / "00001" / "done.json"
+    values = json.loads(marker.read_text())
+    marker.write_text(json.dumps(values | {"perceptual_hash": "of an earlier version"}))
+    with pytest.raises(DataError, match=r"1 tasks \(00001\) were done by another version"):
+        run_tokenize(tokenize_recipe(work))
+    shutil.rmtree(marker.parent)
+    run_tokenize(tokenize_recipe(work))
+    assert len(records(work / "latents")) == 33

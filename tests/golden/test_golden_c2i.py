@@ -56,5 +56,6 @@ def test_samples(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
             float(name.removeprefix("out.sample_cfg")),
             steps=golden.config["sample_steps"],
             schedule=golden.config["cfg_schedule"],
+            sampler=golden.config.get("sampler", "euler_maruyama"),
         )
         assert torch.equal(bits, expected), f"{(bits != expected).sum()} of {bits.numel()} bits differ"

@@ -35,10 +35,10 @@ def golden_model(golden: Golden) -> TextToImageModel:
     config, state = golden.config, golden.group("param.")
     llm = Qwen3Config(**config["qwen3"])
     bits = state["projector.fc1.weight"].shape[1]
-    head = HeadConfig(
-        ch_target=bits, ch_cond=llm.hidden_size, parallel_num=config["parallel_num"], **config["head"]
-    )
-    model = TextToImageModel(TextToImageConfig(llm, head))
+    sizes = {"ch_target": bits, "ch_cond": llm.hidden_size, "parallel_num": config["parallel_num"]}
+    model = TextToImageModel(TextToImageConfig(llm, HeadConfig.from_json(sizes | config["head"])))
+    if llm.tie_word_embeddings:  # then it may be stored once
+        state.setdefault("llm.lm_head.weight", state["llm.model.embed_tokens.weight"])
     model.load_state_dict(state, strict=True)
     return model.eval()
 
@@ -92,7 +92,9 @@ def test_sampled_bits(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
             *config["grid"],
             tokens=golden_tokens(config, []),
             num_images=config["num_images"],
-            flow=FlowSettings(guidance, config["num_sampling_steps"]),
+            flow=FlowSettings(
+                guidance, config["num_sampling_steps"], config.get("sampler", "euler_maruyama")
+            ),
         )
         assert torch.equal(bits, expected)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -95,15 +95,28 @@ def test_flex_mask_agrees(layout: list[list[tuple[Any, ...]]]) -> None:
     assert torch.equal(spelled_out, attention_mask(document_ids, block_ids))
 
 
-def test_flex_attention_agrees() -> None:
-    """The kernel itself, slow and without gradient on a CPU; 200 tokens are two blocks of its mask."""
-    length, generator = 200, torch.Generator().manual_seed(0)
-    document_ids = torch.arange(length) // 70
-    block_ids = torch.where(torch.arange(length) % 70 < 6, -1, torch.arange(length) // 4)
-    q, k, v = (torch.randn(1, heads, length, 16, generator=generator) for heads in (4, 2, 2))
-    found = plan_packed(document_ids, block_ids, "flex")(q, k, v)
+# Documents long enough for the kernel's mask of 128 x 128 blocks to have several, some of them empty.
+long_causal = st.tuples(st.just("causal"), st.integers(1, 90))
+long_blocks = st.tuples(st.just("blocks"), st.integers(1, 12), st.sampled_from([1, 4, 16]))
+long_layouts = st.lists(
+    st.lists(long_causal | long_blocks, min_size=1, max_size=4), min_size=1, max_size=4
+).filter(lambda layout: len(places(layout)) > 128)
+
+
+@settings(max_examples=30, deadline=None)
+@given(layouts | long_layouts, st.sampled_from([(2, 2), (4, 2), (6, 1)]), st.integers(0, 2**31))
+def test_flex_attention_agrees(
+    layout: list[list[tuple[Any, ...]]], heads: tuple[int, int], seed: int
+) -> None:
+    """The kernel itself on random layouts, to 1e-5; on a CPU it is slow and has no gradient."""
+    document_ids, block_ids = ids(layout)
+    generator = torch.Generator().manual_seed(seed)
+    length = len(document_ids)
+    q, k, v = (torch.randn(1, n, length, 16, generator=generator) for n in (heads[0], heads[1], heads[1]))
     expected = plain_attention(attention_mask(document_ids, block_ids), q, k, v)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for backend in get_args(Backend):
+        found = plan_packed(document_ids, block_ids, backend)(q, k, v)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_unknown_backend_is_refused() -> None:

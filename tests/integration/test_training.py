@@ -67,13 +67,22 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bits(inputs: Path, undistur
 
 
 def test_other_ranks_and_stages_go_on_with_the_same_curve(inputs: Path, undisturbed: Path) -> None:
-    """2 ranks, then 1, 4 and 2, under ZeRO-3, 0, 2 and 1; ended by signals in between, with exit code 75."""
+    """2 ranks, then 1, 4 and 2, under ZeRO-3 with all of it on a disk, 0, 2 and 1.
+
+    Ended by signals in between, with exit code 75.
+    """
     run = inputs / "elastic"
     recipe = write_recipe(inputs, "elastic.yaml", run=str(run), **CHANGES)
+    disk = f"{{device: nvme, nvme_path: {inputs / 'disk'}}}"
+    on_disk = [f"--set=zero.offload_{part}={disk}" for part in ("optimizer", "param")]
     ends = ((2, 3, 4, signal.SIGINT), (1, 0, 9, signal.SIGTERM), (4, 2, 14, signal.SIGUSR1))
     for processes, stage, until, number in ends:
         process = start(
-            "train", str(recipe), "--set", f"world.processes={processes}", "--set", f"zero.stage={stage}"
+            "train",
+            str(recipe),
+            f"--set=world.processes={processes}",
+            f"--set=zero.stage={stage}",
+            *(on_disk if stage == 3 else ()),
         )
         wait_until(lambda until=until: len(metrics(run)) >= until, process)  # type: ignore[misc]
         process.send_signal(number)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
 
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused, foreign_json, plain_values
@@ -12,13 +15,45 @@ from data_pipeline.ingest.storage import files_below, is_remote, open_stream
 from data_pipeline.ingest.tars import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from foundation.errors import DataError
 
-Part = tuple[int, int, int]  # number of the first picture, number of pictures, bytes
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a folder or manifest.
+
+    Attributes:
+        first: number of the first picture.
+        count: pictures.
+        size: bytes: of the pictures, or of the manifest's lines.
+        start: byte at which the part begins; 0 in a folder.
+    """
+
+    first: int
+    count: int
+    size: int
+    start: int
 
 
-def folder_parts(folder: str, section: InputSection) -> list[Part]:
-    """How a folder's pictures are cut into shards; empty where it has none."""
-    sizes = list(_pictures(folder).values())
-    return _parts(sizes, section.samples_per_shard)
+@dataclass(frozen=True)
+class _Listing:
+    """A folder: the bytes of all its files, and the names of those that are pictures, sorted."""
+
+    files: dict[str, int]
+    pictures: list[str]
+
+
+@lru_cache(maxsize=1)
+def _listing(folder: str) -> _Listing:
+    # Kept from part to part: a worker that walked a large folder for each of its parts would do little else.
+    files = files_below(folder)
+    return _Listing(files, [n for n in files if n.rpartition(".")[2].lower() in IMAGE_EXTENSIONS])
+
+
+def folder_parts(folder: str, section: InputSection) -> Iterator[Part]:
+    """How a folder's pictures are cut into shards; none where it has none. Walks the folder anew."""
+    _listing.cache_clear()
+    listing = _listing(folder)
+    for part in _parts((listing.files[name] for name in listing.pictures), section.samples_per_shard):
+        yield replace(part, start=0)
 
 
 def read_folder_part(
@@ -26,8 +61,9 @@ def read_folder_part(
 ) -> Iterator[RawSample | Refused]:
     """Some of a folder's pictures, with the captions of their `.txt` files or of their class."""
     captions = class_captions(section)
-    files = files_below(folder)
-    for name in list(_pictures(folder))[first : first + count]:
+    listing = _listing(folder)
+    files = listing.files
+    for name in listing.pictures[first : first + count]:
         data = _picture_bytes(_join(folder, name), files[name], section)
         if isinstance(data, Refused):
             yield Refused(name, data.reason)
@@ -44,24 +80,19 @@ def read_folder_part(
         yield RawSample(name, data, caption)
 
 
-def jsonl_parts(path: str, section: InputSection) -> list[Part]:
+def jsonl_parts(path: str, section: InputSection) -> Iterator[Part]:
     """How a manifest's lines are cut into shards."""
     with open_stream(path) as stream:
-        return _parts([len(line) for line in stream], section.samples_per_shard)
+        yield from _parts(map(len, stream), section.samples_per_shard)
 
 
-def read_jsonl_part(
-    path: str, first: int, count: int, section: InputSection
-) -> Iterator[RawSample | Refused]:
+def read_jsonl_part(path: str, part: Part, section: InputSection) -> Iterator[RawSample | Refused]:
     """Some of a manifest's pictures; their paths are relative to the manifest's folder."""
     folder = posixpath.dirname(path)
     seen: set[str] = set()
     with open_stream(path) as stream:
-        for number, line in enumerate(stream):
-            if number < first:
-                continue
-            if number >= first + count:
-                return
+        stream.seek(part.start)
+        for number, line in enumerate(islice(stream, part.count), part.first):
             line_name = f"{posixpath.basename(path)}:{number + 1}"
             sample = _jsonl_sample(line, line_name, folder, section)
             if sample.key in seen:
@@ -119,11 +150,6 @@ def class_caption(name: str, captions: dict[str, str]) -> str:
     return captions.get(name, name.replace("_", " "))
 
 
-def _pictures(folder: str) -> dict[str, int]:
-    files = files_below(folder)
-    return {n: size for n, size in files.items() if n.rpartition(".")[2].lower() in IMAGE_EXTENSIONS}
-
-
 def _picture_bytes(path: str, size: int | None, section: InputSection) -> bytes | Refused:
     if size is None or size <= section.max_member_bytes:
         with open_stream(path) as stream:
@@ -137,8 +163,9 @@ def _join(folder: str, name: str) -> str:
     return posixpath.join(folder, name)
 
 
-def _parts(sizes: list[int], per_shard: int) -> list[Part]:
-    return [
-        (first, len(sizes[first : first + per_shard]), sum(sizes[first : first + per_shard]))
-        for first in range(0, len(sizes), per_shard)
-    ]
+def _parts(sizes: Iterable[int], per_shard: int) -> Iterator[Part]:
+    """Parts of `per_shard` pictures or lines, of `sizes` bytes each, one behind the other."""
+    remaining, first, start = iter(sizes), 0, 0
+    while taken := list(islice(remaining, per_shard)):
+        yield Part(first, len(taken), sum(taken), start)
+        first, start = first + len(taken), start + sum(taken)

@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 
 from data_pipeline.ingest.kept import identity
 from data_pipeline.ingest.loose_files import (
+    Part,
     class_caption,
     class_captions,
     folder_parts,
@@ -37,6 +38,7 @@ class Shard:
             at which it begins.
         count: pictures, for a part of a folder or manifest.
         name: of a tar in a tar.
+        start: byte at which a part of a manifest begins.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Shard:
     first: int = 0
     count: int = 0
     name: str = ""
+    start: int = 0
 
     @property
     def label(self) -> str:
@@ -90,7 +93,8 @@ def _read(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
         case "folder" | "classes":
             yield from read_folder_part(shard.path, shard.first, shard.count, section)
         case "jsonl":
-            yield from read_jsonl_part(shard.path, shard.first, shard.count, section)
+            part = Part(shard.first, shard.count, shard.size, shard.start)
+            yield from read_jsonl_part(shard.path, part, section)
         case "parquet":
             yield from read_table(shard.path, section)
         case "webdataset":
@@ -130,14 +134,14 @@ def _list_tables(pattern: str, section: InputSection, problems: Problems) -> Ite
 
 def _list_folder(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
     for folder in matching_folders(pattern):
-        for first, count, size in folder_parts(folder, section):
-            yield Shard(folder, size, first, count)
+        for part in folder_parts(folder, section):
+            yield Shard(folder, part.size, part.first, part.count)
 
 
 def _list_manifests(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
     for path in matching_files(pattern, ".jsonl"):
-        for first, count, size in jsonl_parts(path, section):
-            yield Shard(path, size, first, count)
+        for part in jsonl_parts(path, section):
+            yield Shard(path, part.size, part.first, part.count, start=part.start)
 
 
 def _list_class_tars(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:

@@ -1,5 +1,6 @@
 """Every kind of input: folders with captions, classes, manifests, parquet, ImageNet's tars."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from photo_shards import picture, write_tar
 
+from data_pipeline.ingest import loose_files
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused
 from data_pipeline.ingest.shards import list_shards, read_shard, shard_identities
@@ -155,3 +157,60 @@ def test_unfinished_downloads_are_refused_skipped_or_read(tmp_path):
         list_shards(section("webdataset", tmp_path))
     assert len(list_shards(section("webdataset", tmp_path, incomplete="skip"))) == 1
     assert len(list_shards(section("webdataset", tmp_path, incomplete="read"))) == 3
+
+
+class Counted:
+    """A stream that notes the lines that are taken from it."""
+
+    def __init__(self, stream, taken):
+        self.stream, self.taken, self.seek = stream, taken, stream.seek
+
+    def __iter__(self):
+        for line in self.stream:
+            self.taken.append(line)
+            yield line
+
+
+@pytest.fixture
+def twelve(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        (tmp_path / "pictures" / f"{i:02d}.jpg").write_bytes(PHOTOS[i % 5])
+    return tmp_path
+
+
+def test_a_folder_is_walked_once_for_all_of_its_parts(twelve, monkeypatch):
+    walks, real = [], loose_files.files_below
+
+    def walk(folder):
+        walks.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr(loose_files, "files_below", walk)
+    part = section("folder", twelve / "pictures", samples_per_shard=1)
+    shards = list_shards(part)
+    keys = [sample.key for shard in shards for sample in read_shard(shard, part)]
+    assert keys == [f"{i:02d}.jpg" for i in range(12)] and len(walks) == 1
+    (twelve / "pictures" / "12.jpg").write_bytes(PHOTOS[0])
+    assert len(list_shards(part)) == 13, "a new list is of what is there now"
+
+
+def test_of_a_manifest_each_part_reads_its_own_lines_alone(twelve, monkeypatch):
+    lines = [json.dumps({"image": f"pictures/{i:02d}.jpg", "caption": "ä" * i}) + "\n" for i in range(12)]
+    (twelve / "m.jsonl").write_text("".join(lines))
+    part = section("jsonl", twelve / "m.jsonl", samples_per_shard=5)
+    shards = list_shards(part)
+    assert [(shard.first, shard.count) for shard in shards] == [(0, 5), (5, 5), (10, 2)]
+    assert [shard.size for shard in shards] == [len("".join(lines[i : i + 5])) for i in (0, 5, 10)]
+    taken, real = [], loose_files.open_stream
+
+    @contextlib.contextmanager
+    def counted(path):
+        with real(path) as stream:
+            yield Counted(stream, taken) if path.endswith(".jsonl") else stream
+
+    monkeypatch.setattr(loose_files, "open_stream", counted)
+    found = [sample for shard in reversed(shards) for sample in read_shard(shard, part)]
+    order = [10, 11, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    assert [(s.key, s.caption) for s in found] == [(f"m.jsonl:{i + 1}", "ä" * i) for i in order]
+    assert taken == [lines[i].encode() for i in order]

@@ -7,6 +7,7 @@ times that it reports.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -109,7 +110,6 @@ def run_command(step: Step) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         code = process.wait()
     except KeyboardInterrupt:
-        # A terminal's Ctrl-C has reached the command too; it is given the time to save.
         stop(process)
         raise
     if code in (-signal.SIGINT, 128 + signal.SIGINT):
@@ -119,14 +119,25 @@ def run_command(step: Step) -> None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Wait for an interrupted command; interrupt it ourselves where nobody has, kill it where it hangs."""
-    for patience in (1.0, INTERRUPT_GRACE):
-        try:
-            process.wait(patience)
-            return
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-    process.kill()
+    """Give an interrupted command the time to save; kill it where it hangs.
+
+    It is interrupted once and not twice: to a stage that is saving, a second Ctrl-C means "at once".
+    """
+    if not of_the_terminal():
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(INTERRUPT_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def of_the_terminal() -> bool:
+    """Whether Ctrl-C on the terminal reaches this process, and so all that it has started."""
+    try:
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:  # no terminal
+        return False
 
 
 class PeakMemory:

@@ -41,8 +41,12 @@ def launch(recipe: StageRecipe, arguments: list[str]) -> ExitCode:
     """
     run = RunFolder(Path(recipe.run))
     port = _free_port()
+    # Held back here until they can be passed on, and in each rank (which inherits that) until it can answer:
+    # a rank that is still importing would end with a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     ranks = [_start_rank(recipe, rank, port, arguments) for rank in range(recipe.world.processes)]
     signals = _Signals(ranks)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     failed_at: float | None = None
     while None in (codes := [rank.poll() for rank in ranks]):
         time.sleep(0.05)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from trainer.launch import PARENT_VARIABLE
 from trainer.parent_process import die_with
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder, create_run, lock_run, take_start
-from trainer.signals import StopFlag
+from trainer.signals import STOP_SIGNALS, StopFlag
 from trainer.terminal import Terminal
 
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of a rank that `launch` has started."""
     stop = StopFlag()
     stop.install()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # `launch` holds them back until here
     launcher = os.environ.get(PARENT_VARIABLE)
     if launcher is not None:  # ranks that nobody waits for would train on, and block the next start
         die_with(int(launcher))

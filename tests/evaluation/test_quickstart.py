@@ -1,5 +1,7 @@
 """The quickstart reports what each step took to make what is there, however often it was started."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,24 @@ def test_a_step_that_fails_says_which_and_keeps_its_code(tmp_path: Path) -> None
 def test_memory_is_that_of_this_process_at_least() -> None:
     block = bytearray(50_000_000)
     assert tree_memory() > len(block)
+
+
+def test_a_command_that_is_saving_is_interrupted_once_and_waited_for() -> None:
+    """To a stage that saves, a second Ctrl-C means to end at once: what it did since its last save is lost."""
+    program = (
+        "import signal, sys, time\n"
+        "interrupts = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))\n"
+        "print('ready', flush=True)\n"
+        "while not interrupts: time.sleep(0.02)\n"
+        "time.sleep(1.5)\n"
+        "sys.exit(len(interrupts))\n"
+    )
+    # A session of its own has no terminal, so that the signal can only come from `stop`.
+    waiter = (
+        "import subprocess, sys; from evaluation.quickstart import stop\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {program!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); stop(child); sys.exit(child.returncode)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", waiter], start_new_session=True, check=False, timeout=60)
+    assert done.returncode == 1

@@ -46,7 +46,7 @@ def test_memory_is_that_of_this_process_at_least() -> None:
 
 
 def test_a_command_that_is_saving_is_interrupted_once_and_waited_for() -> None:
-    """To a stage that saves, a second Ctrl-C means to end at once: what it did since its last save is lost."""
+    """To a stage that saves, a second Ctrl-C means to end at once and lose what is not saved."""
     program = (
         "import signal, sys, time\n"
         "interrupts = []\n"

@@ -71,10 +71,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_it_learns_and_leaves_a_whole_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_it_learns_and_leaves_a_whole_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], distance: str
+) -> None:
     write_shard(tmp_path / "shards")
     phases = [{"steps": 40, "resolutions": [16], "batch_pixels": 1024}]
-    recipe = recipe_of(tmp_path, phases=phases, optimizer={"lr": 3e-3, "warmup": 5})
+    losses = {"distance": distance}
+    recipe = recipe_of(tmp_path, phases=phases, losses=losses, optimizer={"lr": 3e-3, "warmup": 5})
     assert training.train_tokenizer(recipe) == ExitCode.DONE
     out = tmp_path / "out"
     written = {

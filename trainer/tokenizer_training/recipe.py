@@ -44,13 +44,15 @@ class LossSection(Section):
     perceptual and adversarial terms are not here.
 
     Attributes:
-        reconstruction: mean absolute difference of pixels in [-1, 1].
+        reconstruction: of the difference of pixels in [-1, 1].
+        distance: `l1`, its mean absolute value, or `l2`, its mean square.
         commitment: mean squared distance of the encoder's output from its signs.
         entropy: entropy per sample minus entropy of the codebook, per group.
         group_bits: bits of a quantization group; its 2**group_bits codes are enumerated.
     """
 
     reconstruction: float = Field(default=1.0, gt=0.0)
+    distance: Literal["l1", "l2"] = "l1"
     commitment: float = Field(default=0.25, ge=0.0)
     entropy: float = Field(default=0.1, ge=0.0)
     group_bits: int = Field(default=8, gt=0, le=16)

@@ -92,7 +92,7 @@ def run_steps(
             started = time.monotonic()
             pixels = torch.from_numpy(batch_of_step(recipe, groups, step)).to(recipe.device)
             with torch.autocast(recipe.device, torch.bfloat16, enabled=bfloat16):
-                parts = loss_parts(state.network, quantizer, to_network(pixels))
+                parts = loss_parts(state.network, quantizer, to_network(pixels), losses.distance)
             loss = weighted(parts, losses)
             state.optimizer.zero_grad()
             loss.backward()
@@ -119,12 +119,17 @@ def run_steps(
                 return
 
 
-def loss_parts(network: BinaryTokenizer, quantizer: GroupLFQ, image: Tensor) -> dict[str, Tensor]:
-    """The terms of the loss, unweighted float32 scalars, for pictures [B, 3, height, width] in [-1, 1]."""
+def loss_parts(
+    network: BinaryTokenizer, quantizer: GroupLFQ, image: Tensor, distance: str
+) -> dict[str, Tensor]:
+    """The terms of the loss, unweighted float32 scalars, for pictures [B, 3, height, width] in [-1, 1].
+
+    `distance` is that of the pixels, `l1` or `l2`.
+    """
     quantized = quantizer(network.encode_raw(image).float())
-    given = network.decode(quantized.bits)
+    difference = network.decode(quantized.bits).float() - image
     return {
-        "reconstruction": (given.float() - image).abs().mean(),
+        "reconstruction": (difference.abs() if distance == "l1" else difference.square()).mean(),
         "commitment": quantized.commitment,
         "entropy": quantized.entropy_loss,
         "per_sample_entropy": quantized.per_sample_entropy.detach(),

@@ -231,6 +231,8 @@ class StageRecipe(Section):
         tokenizer: folder of the binary tokenizer, which goes into the export; training does not load it.
         precision: float32, or bfloat16 with float32 master weights.
         activation_checkpointing: recompute each layer's activations in the backward pass.
+        fused_kernels: norms and SwiGLU of the backbone by liger-kernel: "auto" where there is a GPU and the
+            package; "required" refuses to start without them.
         samples: pictures of fixed prompts on the way; none where null.
     """
 
@@ -244,6 +246,7 @@ class StageRecipe(Section):
     optimizer: OptimizerSection
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     activation_checkpointing: bool = False
+    fused_kernels: Literal["auto", "never", "required"] = "auto"
     world: WorldSection = WorldSection()
     zero: ZeroSection = ZeroSection()
     checkpoints: CheckpointSection = CheckpointSection()
@@ -277,7 +280,8 @@ class StageRecipe(Section):
 
 
 # Keys that may change between a start and a resume: they decide where, how fast and how watched a run is, but
-# not what it computes. (How many ranks and which ZeRO stage change a loss by rounding only.)
+# not what it computes. (How many ranks, which ZeRO stage and whose kernels change a loss by rounding only.)
 CHANGEABLE = frozenset(
-    {"run", "world", "zero", "activation_checkpointing", "checkpoints", "watchdog", "metrics", "samples"}
+    {"run", "world", "zero", "activation_checkpointing", "fused_kernels"}
+    | {"checkpoints", "watchdog", "metrics", "samples"}
 )

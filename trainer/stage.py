@@ -18,14 +18,14 @@ from foundation.errors import DataError
 from foundation.files import atomic_write
 from foundation.progress import say
 from foundation.recipes import recipe_hash
-from models.backbone import describe_attention
+from models.backbone import describe_attention, fuse_kernels
 from models.text_to_image import TextToImageModel
 from trainer.adapters import add_adapters, seed_dropout, start_tensors
 from trainer.agreement import StepReport
 from trainer.averaging import WeightAverage
 from trainer.checkpoint import Checkpoints
 from trainer.costs import sample_cost
-from trainer.engine import Engine, build_module, set_collective_timeout
+from trainer.engine import Engine, build_module, set_collective_timeout, training_device
 from trainer.flat_shards import FlatShard, shards_of
 from trainer.guard import Guard
 from trainer.lineage import parent_of
@@ -35,7 +35,7 @@ from trainer.recipe import CHANGEABLE, StageRecipe
 from trainer.run_folder import RunFolder
 from trainer.samples import SideSampler
 from trainer.signals import StopFlag
-from trainer.stage_start import check_dataset, open_start
+from trainer.stage_start import check_dataset, open_start, refuse_kernels
 from trainer.terminal import Terminal
 from trainer.watchdog import Watchdog
 
@@ -86,6 +86,7 @@ class Stage:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.events = EventLog(run, start, writes=self.rank == 0)
         self.source = open_start(recipe)
+        self.unfused = refuse_kernels(recipe, training_device().type)
         world = recipe.world
         limit = int(world.cache_gb * 1e9) if world.cache_gb else None
         dataset = LatentDataset(recipe.data.latents, world.cache, limit)
@@ -236,6 +237,8 @@ class Stage:
 
         def build() -> TextToImageModel:
             model = TextToImageModel(self.source.config)
+            if self.unfused is None:
+                fuse_kernels(model.llm)
             if lora is not None:
                 add_adapters(model, lora)
             return model
@@ -296,5 +299,7 @@ class Stage:
         what = f"goes on at step {step}" if step else "starts"
         how = f"{self.recipe.precision}, ZeRO-{self.recipe.zero.stage}, "
         how += describe_attention(self.engine.device.type)
+        kernels = "liger-kernel" if self.unfused is None else f"torch ({self.unfused})"
+        how += f", norms and SwiGLU by {kernels}"
         millions = sum(torch.Size(spec.shape).numel() for spec in self.source.specs.values()) / 1e6
         return f"{self.run.path} {what} of {steps}: {millions:.3g}M parameters, {self.ranks} ranks, {how}"

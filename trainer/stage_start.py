@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, Qwen3Config
 from data_pipeline.latents import LatentDataset
 from data_pipeline.tokenize.captions import text_tokenizer_hash
 from foundation.errors import DataError, Problems, RecipeError
+from models.backbone import why_not_fused
 from models.head import DiffusionHead, HeadConfig
 from models.layout import add_sequence_tokens
 from models.projector import Projector
@@ -84,6 +85,23 @@ def check_dataset(recipe: StageRecipe, source: ModelSource, dataset: LatentDatas
     side = source.config.tokenizer_downsample * source.config.p
     if recipe.samples is not None and any(length % side for length in recipe.samples.size):
         raise RecipeError(f"samples.size is {list(recipe.samples.size)}: expected multiples of {side} pixels")
+
+
+def refuse_kernels(recipe: StageRecipe, device_type: str) -> str | None:
+    """Why the backbone's norms and gated products are not left to fused kernels; None where they are.
+
+    Raises:
+        RecipeError: the recipe requires them, and they cannot be had.
+    """
+    if recipe.fused_kernels == "never":
+        return "fused_kernels: never"
+    reason = why_not_fused(device_type)
+    if reason is not None and recipe.fused_kernels == "required":
+        raise RecipeError(
+            f"fused_kernels is required, and they cannot be had here: {reason}. They need a GPU and "
+            "liger-kernel (pip install '.[gpu]'); with auto, torch computes where they are missing"
+        )
+    return reason
 
 
 def _check_vocabulary(

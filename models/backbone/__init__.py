@@ -2,6 +2,7 @@
 
 from models.backbone.attention import AttentionPlan, Backend, describe_attention, plan_packed
 from models.backbone.cache import GenerationCache
+from models.backbone.fused import fuse_kernels, why_not_fused
 from models.backbone.presets import BACKBONES, backbone_config
 from models.backbone.qwen3 import build_backbone, run_backbone
 
@@ -13,6 +14,8 @@ __all__ = [
     "backbone_config",
     "build_backbone",
     "describe_attention",
+    "fuse_kernels",
     "plan_packed",
     "run_backbone",
+    "why_not_fused",
 ]

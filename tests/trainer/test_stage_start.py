@@ -14,9 +14,10 @@ from foundation.errors import DataError, RecipeError
 from foundation.recipes import load_recipe
 from models.text_tokens import train_text_tokenizer
 from models.weights import write_source
+from trainer import stage_start
 from trainer.recipe import StageRecipe
 from trainer.run_folder import EXPORT_MANIFEST
-from trainer.stage_start import check_dataset, open_start
+from trainer.stage_start import check_dataset, open_start, refuse_kernels
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,26 @@ def test_pictures_of_a_size_that_the_model_cannot_have_are_refused(inputs: Path)
     samples = {"every_steps": 1, "prompts": ["a rocket"], "size": [128, 100]}
     with pytest.raises(RecipeError, match="expected multiples of 64 pixels"):
         check(inputs, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "missing", "reason"),
+    [
+        ("auto", None, None),
+        ("auto", "no GPU", "no GPU"),
+        ("never", None, "fused_kernels: never"),
+        ("required", None, None),
+    ],
+)
+def test_fused_kernels_are_taken_where_they_can_be_had(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, missing: str | None, reason: str | None
+) -> None:
+    monkeypatch.setattr(stage_start, "why_not_fused", lambda device_type: missing)
+    recipe = load_recipe(StageRecipe, write_recipe(inputs, fused_kernels=wanted))
+    assert refuse_kernels(recipe, "cuda") == reason
+
+
+def test_fused_kernels_that_are_required_are_not_replaced_in_silence(inputs: Path) -> None:
+    recipe = load_recipe(StageRecipe, write_recipe(inputs, fused_kernels="required"))
+    with pytest.raises(RecipeError, match="cannot be had here: no GPU"):
+        refuse_kernels(recipe, "cpu")

@@ -38,11 +38,11 @@ from foundation.progress import say
 
 HISTOGRAM_BINS = 4096
 SUBSET_DTYPE, SUBSET_BATCH = np.dtype("u8,u8"), 1 << 18  # DataComp's; rows fetched at a time
-_AUTHORITY = "^(?i:[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?i:www\\.)?"
+_URL = "^(?i:[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?i:www\\.)?([^/?#:]+)(:[0-9]+)?[^/?#]*([^#]*)"
+_URL_PARTS = f"regexp_extract(url, '{_URL}', ['host', 'port', 'rest'])"  # one match: it is what costs
 NORMALIZED_URL = (
-    f"lower(regexp_extract(url, '{_AUTHORITY}([^/?#:]+)', 1))"
-    f" || regexp_replace(regexp_extract(url, '{_AUTHORITY}[^/?#:]+(:[0-9]+)', 1), '^:(80|443)$', '')"
-    f" || rtrim(regexp_extract(url, '{_AUTHORITY}[^/?#]+([^#]*)', 1), '/')"
+    f"lower({_URL_PARTS}.host) || CASE WHEN {_URL_PARTS}.port NOT IN (':80', ':443') "
+    f"THEN {_URL_PARTS}.port ELSE '' END || rtrim({_URL_PARTS}.rest, '/')"
 )
 
 
@@ -247,11 +247,10 @@ class _Filtering:
         order = [f"{p.column} {'DESC' if p.order == 'highest' else 'ASC'} NULLS LAST" for p in rule.prefer]
         columns = ", ".join(["file_row_number", *dict.fromkeys(p.column for p in rule.prefer)])
         # Keys are compared by 128 bits of MD5: rows of a fixed, small size, and no collision to be expected
-        # below 10^17 rows.
-        keyed = (
-            f"SELECT md5_number({key}) AS key, {columns} FROM {self._stage_scan()} "
-            f"WHERE nullif({key}, '') IS NOT NULL"
-        )
+        # below 10^17 rows. A row without a value is alone with its number. (A condition on the key instead
+        # would be computed once more.)
+        own = f"coalesce(md5_number(nullif({key}, '')), file_row_number::UHUGEINT)"
+        keyed = f"SELECT {own} AS key, {columns} FROM {self._stage_scan()}"
         ranked = (
             f"SELECT file_row_number AS number, row_number() OVER (PARTITION BY key "
             f"ORDER BY {', '.join([*order, 'file_row_number'])}) AS rank FROM ({keyed})"

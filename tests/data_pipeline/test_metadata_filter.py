@@ -174,6 +174,24 @@ def test_duplicates_keep_the_best_then_the_earliest(tmp_path):
     assert kept(tmp_path, table, [rule])[0] == [table["url"][i] for i in (0, 2, 3, 5)]
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("http://user:pw@h.example/a", "h2://H.example:443/a/", True),
+        ("http://h.example:80", "https://www.h.example/", True),
+        ("http://h.example:8080/a", "http://h.example/a", False),
+        ("http://h.example/a?q=1#x", "http://h.example/a?q=1", True),
+        ("http://h.example/a?q=1", "http://h.example/a?q=2", False),
+        ("http://h.example:0443/a", "http://h.example/a", False),
+        ("no address", "no address", False),
+        ("", "", False),
+    ],
+)
+def test_urls_that_count_as_the_same(tmp_path, one, other, equal):
+    found, _ = kept(tmp_path, {"url": [one, other]}, [{"rule": "deduplicate", "by": "url"}])
+    assert found == ([one] if equal else [one, other])
+
+
 def test_rows_without_a_value_are_no_duplicates(tmp_path):
     table = {"url": list("abcd"), "sha256": [None, None, "X", "x"]}
     assert kept(tmp_path, table, [{"rule": "deduplicate", "by": "sha256"}])[0] == ["a", "b", "c"]

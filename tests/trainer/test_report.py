@@ -59,6 +59,8 @@ def run(tmp_path):
             "step": 30,
             "problems": ["No space left on device"],
         },
+        {"time": 1.7e9, "start": 2, "event": "copy_failed", "checkpoint": "step-30", "reason": "no bucket"},
+        {"time": 1.7e9, "start": 2, "event": "sampling_failed", "step": 20, "problem": "it ended with 1"},
     ]
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     Image.new("RGB", (600, 300), (200, 30, 30)).save(folder / "samples/step-20/a <b>cat.png")
@@ -110,6 +112,8 @@ def test_the_page_tells_what_happened(run):
         "back to step 20; passed over: 25",
         "and 28 more",
         "No space left on device",
+        "no bucket",
+        "it ended with 1",
         "broken.png cannot be read",
         "restart at step 20",
         "skip at step 25",

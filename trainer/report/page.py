@@ -63,7 +63,7 @@ def render_page(data: RunData, now: float) -> str:
         section("Samples", sample_grid(data.run.samples), "No pictures were sampled."),
         section("Restarts", _restarts(data), "The run was never started."),
         section("Skipped steps and rewinds", _skips(data), "No step was skipped."),
-        section("Saves that failed, checkpoints passed over", _trouble(data), "None."),
+        section("What else went wrong", _trouble(data), "Nothing."),
         details("Recipe", yaml.safe_dump(data.recipe, sort_keys=False, allow_unicode=True)),
         details("Lineage", json.dumps(data.lineage, indent=1, ensure_ascii=False)),
         details("Provenance", json.dumps(data.provenance, indent=1, ensure_ascii=False)),
@@ -177,10 +177,10 @@ def _trouble(data: RunData) -> str:
         (
             _date(event.get("time")),
             event["event"].replace("_", " "),
-            event.get("step"),
-            "; ".join(event.get("problems", ())),
+            event.get("step", event.get("checkpoint")),
+            "; ".join(event.get("problems", ())) or event.get("problem") or event.get("reason"),
         )
-        for event in data.of_kind("save_failed", "checkpoint_passed_over")
+        for event in data.of_kind("save_failed", "checkpoint_passed_over", "copy_failed", "sampling_failed")
     ]
     return table(("when", "what", "step", "why"), rows)
 

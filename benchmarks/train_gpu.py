@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # run as a script, from wherever
 from benchmarks.made_up_packs import made_up_packs
 from benchmarks.small_models import small_text_to_image
 from data_pipeline.batch_recipe import BatchRecipe
+from models.backbone import fuse_kernels, why_not_fused
 from models.text_to_image import TextToImageConfig, TextToImageModel, preset
 from trainer.plan.activations import PackShape, activation_bytes
 from trainer.plan.gpus import FRAGMENTATION, find_gpu
@@ -43,6 +44,10 @@ class Trainer:
             self.model = TextToImageModel(config)
         torch.set_default_dtype(ordinary)
         self.model.train().enable_activation_checkpointing()
+        lacking = why_not_fused(torch.device(device).type)
+        print(f"norms and SwiGLU by {'Liger' if lacking is None else f'torch ({lacking})'}")
+        if lacking is None:
+            fuse_kernels(self.model.llm)
         self.weights = list(self.model.parameters())
         self.masters = [weight.detach().float() for weight in self.weights]
         for weight, master in zip(self.weights, self.masters, strict=True):

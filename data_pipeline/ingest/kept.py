@@ -2,75 +2,77 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from data_pipeline.ingest.key_index import KeyIndex, build_index, open_table_query, table_version
+from data_pipeline.ingest.made_once import make_once
 from data_pipeline.ingest.recipe import KeepSection
 from data_pipeline.ingest.samples import RawSample, printable
-from data_pipeline.ingest.storage import StoreUnreachable, is_remote, reaching, remote_files
+from data_pipeline.ingest.storage import is_remote
 from data_pipeline.metadata.schema import COLUMNS, SCORES, sql_text
-from foundation.errors import DataError
+
+
+@contextmanager
+def index_folder(section: KeepSection) -> Iterator[Path]:
+    """The folder of the rows' index, built where it is missing.
+
+    It lies beside the rows, for all jobs and hosts that want it, and is called after the rows' content; where
+    nothing can be written there (on S3, or without the right to), it is a temporary one that goes at the end.
+
+    Raises:
+        DataError: the rows are missing, or are not what the filter writes.
+        StoreUnreachable: their store does not answer.
+    """
+    build = partial(build_index, section.rows, section.by)
+    beside = Path(section.rows).parent
+    if not is_remote(section.rows):
+        folder = beside / f"{Path(section.rows).stem}-by-{section.by}-{table_version(Path(section.rows))}"
+        if folder.is_dir() or os.access(beside, os.W_OK):
+            make_once(folder, build)
+            yield folder
+            return
+    with tempfile.TemporaryDirectory(prefix="bitdance-kept-") as place:
+        build(Path(place))
+        yield Path(place)
 
 
 class KeptRows:
     """The filter's output, asked for one shard at a time.
 
-    A shard's question is one semi-join in DuckDB that reads the key column of the table once, and the other
-    columns only where a key matches, so memory follows the shard and not the table.
+    What a question costs follows the shard and not the table.
+
+    Args:
+        by: the column that rows and samples share.
+        index: the folder of the rows' index by it.
     """
 
-    def __init__(self, section: KeepSection):
-        import duckdb
-
-        self.by = section.by
-        self.path = section.rows
-        self.connection = duckdb.connect(config={"memory_limit": "2GB", "threads": 1})
-        if is_remote(self.path):
-            with reaching(self.path):
-                if not remote_files().exists(self.path):
-                    raise DataError(f"{self.path} does not exist")
-            self.connection.register_filesystem(remote_files())
-        try:
-            described = self.connection.execute(f"DESCRIBE SELECT * FROM {self._table()}").fetchall()
-        except duckdb.Error as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{self.path} cannot be read as the filter's kept rows ({reason})") from None
-        names = {row[0] for row in described}
-        absent = {self.by, "caption", *SCORES} - names
-        if absent:
-            raise DataError(
-                f"{self.path} lacks the columns {', '.join(sorted(absent))}: give the kept.parquet of "
-                "`bitdance data filter`"
-            )
-
-    def _table(self) -> str:
-        return f"read_parquet({sql_text(self.path)})"
+    def __init__(self, by: str, index: Path):
+        self.by = by
+        self.index = KeyIndex(index)
 
     def rows(self, identities: Iterable[Any]) -> dict[Any, dict[str, Any]]:
-        """Identity -> `{"caption": ..., "scores": {...}}` of those identities that were kept."""
-        import duckdb
-        import pyarrow as pa
+        """Identity -> `{"caption": ..., "scores": {...}}` of those identities that were kept.
 
-        kind = pa.int64() if COLUMNS[self.by][0] == "BIGINT" else pa.string()
-        distinct = sorted({value for value in identities if value is not None})
-        wanted = pa.table({"wanted": pa.array(distinct, kind)})
-        self.connection.register("wanted_keys", wanted)
-        columns = ", ".join((self.by, "caption", *SCORES))
-        query = f"SELECT {columns} FROM {self._table()} WHERE {self.by} IN (SELECT wanted FROM wanted_keys)"
-        try:
-            found = self.connection.execute(query).fetchall()
-        except duckdb.IOException:
-            # The table could be read a while ago. What DuckDB says may quote a request with its signature.
-            raise StoreUnreachable(f"{self.path} cannot be read any more; the same command goes on") from None
-        self.connection.unregister("wanted_keys")
+        Of several rows of one identity the table's last counts.
+        """
+        wanted = list({value for value in identities if value is not None})
         return {
             key: {"caption": caption, "scores": known_scores(zip(SCORES, scores, strict=True))}
-            for key, caption, *scores in found
+            for key, caption, *scores in self.index.find(wanted)
         }
 
-    def captions(self) -> Iterator[str]:
-        """All captions, in the table's order."""
-        result = self.connection.execute(f"SELECT caption FROM {self._table()} WHERE caption IS NOT NULL")
+
+def kept_captions(section: KeepSection) -> Iterator[str]:
+    """All captions of the filter's output, in its order."""
+    with open_table_query(section.rows, Path(tempfile.gettempdir())) as connection:
+        table = f"read_parquet({sql_text(section.rows)})"
+        result = connection.execute(f"SELECT caption FROM {table} WHERE caption IS NOT NULL")
         while rows := result.fetchmany(10_000):
             yield from (row[0] for row in rows)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.finalize import finalize_dataset
-from data_pipeline.ingest.kept import KeptRows
+from data_pipeline.ingest.kept import index_folder, kept_captions
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, read_shard
 from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
@@ -164,7 +165,7 @@ def _text_tokenizer(recipe: TokenizeRecipe, folder: DatasetFolder, shards: list[
 
 def _captions(recipe: TokenizeRecipe, shards: list[Shard]) -> Iterator[str]:
     if recipe.keep is not None:
-        yield from KeptRows(recipe.keep).captions()
+        yield from kept_captions(recipe.keep)
         return
     for shard in shards:
         for sample in read_shard(shard, recipe.input):
@@ -206,11 +207,13 @@ def _do(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> dict[int, str
     from data_pipeline.tokenize.workers import work_here, work_in_processes
 
     processes = min(recipe.compute.processes, len(missing))
-    if processes == 1:
-        outcomes = work_here(recipe, plan, missing)
-    else:
-        outcomes = work_in_processes(recipe, plan, missing, processes)
-    return {n: reason for n, reason in track(outcomes, "Tokenizing shards", len(missing)) if reason}
+    # Before any task, once for all processes.
+    with index_folder(recipe.keep) if recipe.keep else nullcontext() as index:
+        if processes == 1:
+            outcomes = work_here(recipe, plan, index, missing)
+        else:
+            outcomes = work_in_processes(recipe, plan, index, missing, processes)
+        return {n: reason for n, reason in track(outcomes, "Tokenizing shards", len(missing)) if reason}
 
 
 def parse_slice(text: str | None) -> Slice | None:

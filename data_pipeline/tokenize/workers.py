@@ -40,12 +40,14 @@ class Workshop:
     Args:
         recipe: the recipe.
         plan: as fixed by the first run.
+        index: folder of the kept rows' index; None where the recipe keeps all samples.
         place: number of the process on this machine; it takes GPU `place` modulo their number.
     """
 
-    def __init__(self, recipe: TokenizeRecipe, plan: Plan, place: int):
+    def __init__(self, recipe: TokenizeRecipe, plan: Plan, index: Path | None, place: int):
         self.recipe = recipe
         self.plan = plan
+        self.index = index
         self.place = place
         self.stack = ExitStack()
 
@@ -60,7 +62,7 @@ class Workshop:
         name = str(self.folder.store.local(text.name)) if text.inside else text.name
         counter = CaptionCounter(load_text_tokenizer_or_refuse(name), recipe.captions.max_tokens)
         encoder = Encoder(recipe.tokenizer, recipe.dtype, _device(recipe.compute.device, self.place))
-        kept = KeptRows(recipe.keep) if recipe.keep else None
+        kept = KeptRows(recipe.keep.by, self.index) if recipe.keep and self.index else None
         self.runner = TaskRunner(recipe, self.plan, encoder, counter, kept, decoders)
         return self
 
@@ -102,15 +104,17 @@ class Workshop:
         return reason
 
 
-def work_here(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> Iterator[tuple[int, str | None]]:
+def work_here(
+    recipe: TokenizeRecipe, plan: Plan, index: Path | None, missing: list[int]
+) -> Iterator[tuple[int, str | None]]:
     """Do tasks in this process; yields each with the reason of its failure."""
-    with Workshop(recipe, plan, 0) as workshop:
+    with Workshop(recipe, plan, index, 0) as workshop:
         for number in missing:
             yield number, workshop.attempt(number)
 
 
 def work_in_processes(
-    recipe: TokenizeRecipe, plan: Plan, missing: list[int], processes: int
+    recipe: TokenizeRecipe, plan: Plan, index: Path | None, missing: list[int], processes: int
 ) -> Iterator[tuple[int, str | None]]:
     """Do tasks in worker processes; yields each with the reason of its failure, as they end.
 
@@ -123,7 +127,7 @@ def work_in_processes(
     taken = context.Value("q", 0)
     outcomes: Any = context.Queue()
     workers = [
-        context.Process(target=_work, args=(recipe, plan, place, missing, taken, outcomes))
+        context.Process(target=_work, args=(Workshop(recipe, plan, index, place), missing, taken, outcomes))
         for place in range(processes)
     ]
     for worker in workers:
@@ -157,12 +161,10 @@ def _next_outcome(outcomes: Any, workers: list[Any]) -> tuple[int, str | None]:
                 ) from None
 
 
-def _work(
-    recipe: TokenizeRecipe, plan: Plan, place: int, missing: list[int], taken: Any, outcomes: Any
-) -> None:
+def _work(workshop: Workshop, missing: list[int], taken: Any, outcomes: Any) -> None:
     parent = multiprocessing.parent_process()
     try:
-        with writing_to(recipe.output), Workshop(recipe, plan, place) as workshop:
+        with writing_to(workshop.recipe.output), workshop:
             # Whoever's parent was killed stops, instead of going on unseen.
             while parent is not None and parent.is_alive():
                 with taken.get_lock():

@@ -9,7 +9,7 @@ import pytest
 from photo_shards import picture, tokenize_recipe, write_tar, write_tokenizer
 
 import data_pipeline.tokenize.workers as workers
-from data_pipeline.ingest.kept import KeptRows
+from data_pipeline.ingest.kept import KeptRows, index_folder
 from data_pipeline.ingest.recipe import InputSection, KeepSection
 from data_pipeline.ingest.samples import RawSample, Refused
 from data_pipeline.ingest.shards import list_shards, read_shard
@@ -142,9 +142,9 @@ def test_strange_identities_join_nothing(tmp_path):
 
     section = InputSection(kind="jsonl", path=[str(tmp_path / "m.jsonl")])
     for by, key in (("hash", 7), ("url", "https://a.example/1")):
-        kept = KeptRows(KeepSection(rows=str(tmp_path / "kept.parquet"), by=by))
         (shard,) = list_shards(section)
-        assert list(kept.rows(shard_identities(shard, section, by))) == [key]
+        with index_folder(KeepSection(rows=str(tmp_path / "kept.parquet"), by=by)) as index:
+            assert list(KeptRows(by, index).rows(shard_identities(shard, section, by))) == [key]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("what nobody foresaw"), OSError(5, "Input/output error")])

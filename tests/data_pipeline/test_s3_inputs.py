@@ -8,7 +8,7 @@ import pytest
 from photo_shards import write_shards
 from s3_server import SECRET, s3_environment, s3_server
 
-from data_pipeline.ingest.kept import KeptRows
+from data_pipeline.ingest.kept import KeptRows, index_folder
 from data_pipeline.ingest.recipe import InputSection, KeepSection
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, read_shard, shard_identities
@@ -43,8 +43,9 @@ def test_filter_reads_from_s3_and_says_no_secret(bucket, tmp_path, capsys):
     run_filter(FilterRecipe.model_validate(values))
     assert pq.read_table(tmp_path / "out" / "kept.parquet")["url"].to_pylist() == ["b", "c"]
     s3fs.S3FileSystem().put(str(tmp_path / "out" / "kept.parquet"), f"{bucket}/kept.parquet")
-    kept = KeptRows(KeepSection(rows=f"{bucket}/kept.parquet", by="url"))
-    assert list(kept.rows(["a", "c"])) == ["c"]
+    with index_folder(KeepSection(rows=f"{bucket}/kept.parquet", by="url")) as index:
+        assert list(KeptRows("url", index).rows(["a", "c"])) == ["c"]
+    assert not index.exists()
     with pytest.raises(DataError, match="no such file"):
         run_filter(FilterRecipe.model_validate(values | {"sources": [f"{bucket}/none/*.parquet"]}))
     written = b"".join(p.read_bytes() for p in (tmp_path / "out").iterdir())
@@ -81,7 +82,7 @@ def test_a_store_that_lets_nobody_in_says_nothing_about_the_data(bucket, tmp_pat
         lambda: list(read_shard(Shard(f"{bucket}/x.tar", 1), section["webdataset"])),
         lambda: list(read_shard(Shard(f"{bucket}/x", 1, 0, 1), section["folder"])),
         lambda: shard_identities(Shard(f"{bucket}/x.tar", 1), section["webdataset"], "uid"),
-        lambda: KeptRows(KeepSection(rows=f"{bucket}/kept.parquet", by="url")),
+        lambda: index_folder(KeepSection(rows=f"{bucket}/kept.parquet", by="url")).__enter__(),
     ]
     try:
         for attempt in tries:

@@ -190,7 +190,8 @@ def test_flips_are_extra_samples_and_no_near_duplicates(work):
     assert plain.caption == mirrored.caption
 
 
-def test_only_kept_rows_with_the_filters_captions(work):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_only_kept_rows_with_the_filters_captions(work, processes):
     rows = [
         {"url": f"u{n}", "text": f"better {n}", "hash": n, "AESTHETIC_SCORE": n / 2} for n in (0, 7, 8, 99)
     ]
@@ -202,7 +203,8 @@ def test_only_kept_rows_with_the_filters_captions(work):
         )
     )
     keep = {"rows": str(work / "kept" / "kept.parquet"), "by": "hash"}
-    run_tokenize(tokenize_recipe(work, keep=keep, assign="largest"))
+    compute = {"processes": processes}
+    run_tokenize(tokenize_recipe(work, keep=keep, assign="largest", compute=compute))
     found = records(work / "latents")
     assert {(r.caption, r.scores["aesthetic"]) for r in found.values()} == {
         ("better 7", 3.5),

@@ -58,6 +58,7 @@ STEPS = (
     ),
     Step("compare", "compare configs/quickstart/compare.yaml", HOME / "compare" / "comparison.json"),
 )
+LEAST_AGREEMENT = 0.95  # of generated bits with the photos'
 INTERRUPT_GRACE = 60.0  # seconds that an interrupted command has for saving
 
 
@@ -74,7 +75,8 @@ def run_quickstart() -> None:
 
     Raises:
         StepFailed: a command failed; those before it need not be run again.
-        UserError: started outside a checkout, where the recipes aren't.
+        UserError: started outside a checkout, where the recipes aren't; or the model has not memorized the
+            photos.
     """
     if not Path("configs/quickstart").is_dir():
         raise UserError("configs/quickstart is not here: run the quickstart in the root of the repository")
@@ -86,6 +88,22 @@ def run_quickstart() -> None:
     say("")
     for line in summary(report):
         say(line)
+    check_agreement(report)
+
+
+def check_agreement(report: dict[str, Any]) -> None:
+    """The verdict: a model that has seen only these photos must have memorized them.
+
+    Raises:
+        UserError: it has not, so order, positions, masks, hand-off or sampling do not fit together.
+    """
+    low = {label: share for label, share in report["bit_agreement"].items() if share < LEAST_AGREEMENT}
+    if low:
+        found = ", ".join(f"{label}: {share:.3f}" for label, share in low.items())
+        raise UserError(
+            f"{found} of the bits equal the photos', expected at least {LEAST_AGREEMENT} (0.5 is chance): if "
+            "the recipes in configs/quickstart are as they came, some part of the path is broken"
+        )
 
 
 def run_step(step: Step, times: StepTimes) -> None:

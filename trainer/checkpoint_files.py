@@ -30,9 +30,13 @@ FORMAT = 1
 
 
 class StaleStart(UserError):
-    """A newer start of the run has taken over."""
+    """A newer start of the run has taken over.
 
-    exit_code = ExitCode.BUG
+    No fault: the run goes on there. Under srun a rank that failed would have its step ended, by a number that
+    the newer start's step has as well.
+    """
+
+    exit_code = ExitCode.REQUEUE
 
 
 @dataclass(frozen=True)

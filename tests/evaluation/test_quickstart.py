@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.quickstart import Step, StepTimes, run_step, tree_memory
+from evaluation.quickstart import Step, StepTimes, check_agreement, run_step, tree_memory
 from foundation.errors import UserError
 
 
@@ -64,3 +64,10 @@ def test_a_command_that_is_saving_is_interrupted_once_and_waited_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", waiter], start_new_session=True, check=False, timeout=60)
     assert done.returncode == 1
+
+
+def test_a_model_that_has_not_memorized_the_photos_is_no_success() -> None:
+    check_agreement({"bit_agreement": {"SFT": 0.95, "distilled": 1.0}})
+    with pytest.raises(UserError, match=r"distilled: 0\.949 of the bits") as error:
+        check_agreement({"bit_agreement": {"SFT": 0.96, "distilled": 0.949}})
+    assert "SFT" not in str(error.value)

@@ -136,7 +136,7 @@ def test_the_next_stage_takes_the_export_and_grows_when_told(inputs: Path, undis
     assert parent["lineage"]["dataset"]["manifest_sha256"][:12] in chain
     assert "from random weights" in chain
     # Two steps of Adam move a weight by no more than the learning rate each; random ones would be far away.
-    for name in ("vision_head.safetensors", "projector.safetensors"):
+    for name in ("model.safetensors", "vision_head.safetensors", "projector.safetensors"):
         before, after = (load_file(path / "export" / name) for path in (undisturbed, run))
         assert before.keys() == after.keys()
         assert all((after[key] - before[key]).abs().max() <= 2.1e-3 for key in before)

@@ -14,6 +14,7 @@ Seen with DeepSpeed 0.19 and dealt with in this file, so that nothing else has t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
@@ -82,6 +83,16 @@ def stop_distributed() -> None:
         elif ranks > 1:
             store.wait([f"left/{other}" for other in range(1, ranks)], LAST_WAIT)
     dist.destroy_process_group()
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other rank of this start has said it: what all ranks find is told once."""
+    if dist.is_initialized():
+        with suppress(dist.DistError):  # the store is gone: better twice than not at all
+            said = hashlib.sha256(message.encode()).hexdigest()
+            first: bool = _get_default_store().add(f"said/{said}", 1) == 1
+            return first
+    return True
 
 
 def training_device() -> torch.device:

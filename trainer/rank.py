@@ -52,8 +52,6 @@ def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> 
         return _train(recipe, run, stop, terminal, despite_no_progress)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
-        if rank == 0 or error.exit_code != ExitCode.RECIPE:
-            terminal.complain(str(error))
         return error.exit_code
     except Exception as error:  # noqa: BLE001  (the last resort: whatever it is, it is logged and has an exit code)
         traceback.print_exc()
@@ -70,14 +68,14 @@ def _train(
     import torch.distributed as dist
 
     from trainer.checkpoint_files import committed
-    from trainer.engine import start_distributed, stop_distributed
+    from trainer.engine import first_to_say, start_distributed, stop_distributed
     from trainer.loop import train
     from trainer.stage import Stage
     from trainer.watchdog import LEAVE_SECONDS, ends_within
 
     torch.set_num_threads(recipe.world.threads)
-    start_distributed(run.extensions)
     try:
+        start_distributed(run.extensions)
         numbers: list[int | UserError | None] = [0]
         lock = None
         if dist.get_rank() == 0:
@@ -106,6 +104,10 @@ def _train(
             stage.close()
             if lock is not None:
                 lock.close()
+    except UserError as error:
+        if first_to_say(str(error)):
+            terminal.complain(str(error))
+        raise
     finally:
         with ends_within(LEAVE_SECONDS):  # a broken rank's connections may never close
             stop_distributed()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from evaluation.recipes import CompareRecipe
-from foundation.errors import DataError
+from foundation.errors import DataError, RecipeError
 from foundation.files import sha256_file
 from foundation.progress import say
 from foundation.recipes import recipe_hash
+
+OWN_FILES = {"grid.png", "comparison.json"}
 
 
 def compare(recipe: CompareRecipe) -> None:
     """Write `grid.png` and `comparison.json` into the recipe's output folder, unless they are up to date.
 
     Raises:
-        DataError, RecipeError: a folder is missing or doesn't fit the others.
+        DataError, RecipeError: a folder is missing or doesn't fit the others, or the output folder is
+            something else's.
         ValueError: what models/ says of a folder.
     """
     identity = identity_of(recipe)
@@ -23,9 +27,20 @@ def compare(recipe: CompareRecipe) -> None:
     if done.exists() and json.loads(done.read_text()).get("identity") == identity:
         say(f"nothing to do: {done} is up to date")
         return
+    refuse_foreign(recipe.output)
     from evaluation.comparison import make_comparison
 
     make_comparison(recipe, identity)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """RecipeError where a folder holds anything but a comparison."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = sorted(name for name in names - OWN_FILES if not name.startswith("."))
+    if foreign:
+        raise RecipeError(
+            f"the output folder {folder} holds {foreign[0]!r}, which no comparison has made: give another one"
+        )
 
 
 def identity_of(recipe: CompareRecipe) -> dict[str, str]:

@@ -131,6 +131,8 @@ class RecipeDocument:
             if place[:end] in self._lines:
                 line = self._lines[place[:end]]
                 return line, f"{self.path}:{line}: {name}"
+            below = next(text for at, text in self._overridden.items() if at[:end] == place[:end])
+            return 0, f"--set {below}: {name}"
         return 0, f"{self.path}: {name}" if name else str(self.path)
 
     def _sets(self, location: Location) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> 
     run = create_run(recipe) if rank == 0 else RunFolder(Path(recipe.run))
     run.logs.mkdir(parents=True, exist_ok=True)
     terminal = Terminal(run.logs / f"rank-{rank}.log", echo=rank == 0)
+    if rank:  # what rank 0 says at its start is more
+        say(f"rank {rank} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}, process {os.getpid()}")
     try:
         return _train(recipe, run, stop, terminal, despite_no_progress)
     except UserError as error:

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from PIL import Image
 
 from data_pipeline.recipe_folder import recipe_record
-from evaluation.compare import identity_of
+from evaluation.compare import identity_of, refuse_foreign
 from evaluation.picture_files import picture_name, picture_settings, source_of, write_picture
 from evaluation.recipes import CompareRecipe, Sampling
+from foundation.errors import RecipeError
 from foundation.recipes import load_recipe
 from trainer.tokenizer_training.recipe import TokenizerRecipe
 
@@ -56,6 +58,15 @@ def test_compare(tmp_path: Path, monkeypatch) -> None:
     (recipe.output / "comparison.json").write_text(json.dumps({"identity": identity_of(recipe)}))
     said, heavy = start(tmp_path, "compare", str(REPOSITORY / "configs/quickstart/compare.yaml"))
     assert "nothing to do" in said and not heavy
+
+
+def test_a_comparison_is_written_beside_nothing_else(tmp_path: Path) -> None:
+    refuse_foreign(tmp_path / "absent")
+    (tmp_path / "grid.png").touch()
+    refuse_foreign(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(RecipeError, match=r"holds 'manifest\.json'"):
+        refuse_foreign(tmp_path)
 
 
 def test_other_weights_are_compared_anew(tmp_path: Path, monkeypatch) -> None:

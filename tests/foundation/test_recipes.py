@@ -241,6 +241,8 @@ def test_overrides(tmp_path):
     assert recipe.optimizer.lr == 3e-4 and recipe.ratio[256] == 1 and recipe.sizes == [(1, 2)]
     with pytest.raises(RecipeError, match=r"--set optimizer.lr=-1: "):
         load_recipe(Recipe, path, ["optimizer.lr=-1"])
+    with pytest.raises(RecipeError, match=r"--set optimzer.lr=1: optimzer: unknown key 'optimzer'"):
+        load_recipe(Recipe, path, ["optimzer.lr=1"])
     with pytest.raises(RecipeError, match="expected key=value"):
         load_recipe(Recipe, path, ["steps"])
 

@@ -51,6 +51,7 @@ def test_undisturbed_run_leaves_what_a_run_should(undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
     assert {"recipe.yaml", "provenance.json", "lineage.json", "metrics.jsonl", "export", "logs"} <= names
     assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
+    assert "rank 1 of 2 on " in (undisturbed / "logs" / "rank-1.log").read_text()
     chosen = "ZeRO-3, attention documents, norms and SwiGLU by torch (no GPU)"
     assert chosen in (undisturbed / "logs" / "rank-0.log").read_text()
     saved = [event["step"] for event in events(undisturbed, "saved")]

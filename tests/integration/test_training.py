@@ -140,7 +140,9 @@ def test_the_next_stage_takes_the_export_and_grows_when_told(inputs: Path, undis
     for name in ("model.safetensors", "vision_head.safetensors", "projector.safetensors"):
         before, after = (load_file(path / "export" / name) for path in (undisturbed, run))
         assert before.keys() == after.keys()
-        assert all((after[key] - before[key]).abs().max() <= 2.1e-3 for key in before)
+        # Growing has added rows to the vocabulary.
+        moved = {key: (after[key][: len(before[key])] - before[key]).abs().max() for key in before}
+        assert all(distance <= 2.1e-3 for distance in moved.values()), moved
 
 
 def test_a_dataset_of_another_tokenizer_is_refused(inputs: Path, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_the_export_samples(run: Path, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.png"))
 
 
+@pytest.mark.long
 def test_killed_and_started_again_it_ends_in_the_same_bits(inputs: Path) -> None:
     """Two ranks under ZeRO-3, which shards the frozen weights too; what is dropped must be the same again."""
     two = {"world__processes": 2, "steps": 5}

@@ -53,6 +53,7 @@ def test_pictures_of_a_step_appear_whole_and_nothing_else_stays(run: Path) -> No
     assert [event["step"] for event in events(run, "sampled")] == [int(folder.name.removeprefix("step-"))]
 
 
+@pytest.mark.long
 def test_a_process_that_fails_is_told_and_changes_nothing(inputs: Path, run: Path) -> None:
     wrong = {**SAMPLES, "device": "cuda:7"}
     failed = train(inputs, "failed", samples=wrong)

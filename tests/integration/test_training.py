@@ -68,6 +68,7 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bits(inputs: Path, undistur
     assert weights(run) == weights(undisturbed)
 
 
+@pytest.mark.long
 def test_other_ranks_and_stages_go_on_with_the_same_curve(inputs: Path, undisturbed: Path) -> None:
     """2 ranks, then 1, 4 and 2, under ZeRO-3 with all of it on a disk, 0, 2 and 1.
 

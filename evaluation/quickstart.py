@@ -97,7 +97,7 @@ def check_agreement(report: dict[str, Any]) -> None:
     Raises:
         UserError: it has not, so order, positions, masks, hand-off or sampling do not fit together.
     """
-    low = {label: share for label, share in report["bit_agreement"].items() if share < LEAST_AGREEMENT}
+    low = {label: share for label, share in report["bit_agreement"].items() if not share >= LEAST_AGREEMENT}
     if low:
         found = ", ".join(f"{label}: {share:.3f}" for label, share in low.items())
         raise UserError(

@@ -71,3 +71,5 @@ def test_a_model_that_has_not_memorized_the_photos_is_no_success() -> None:
     with pytest.raises(UserError, match=r"distilled: 0\.949 of the bits") as error:
         check_agreement({"bit_agreement": {"SFT": 0.96, "distilled": 0.949}})
     assert "SFT" not in str(error.value)
+    with pytest.raises(UserError, match="SFT: nan"):
+        check_agreement({"bit_agreement": {"SFT": float("nan")}})

@@ -31,6 +31,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
+from foundation.errors import ExitCode, UserError
 from trainer.mapped_memory import MappedMemory
 from trainer.recipe import OffloadSection, OptimizerSection, ZeroSection
 from trainer.zero_state import ZeroState
@@ -85,14 +86,25 @@ def stop_distributed() -> None:
     dist.destroy_process_group()
 
 
-def first_to_say(message: str) -> bool:
+def first_to_say(error: UserError) -> bool:
     """Whether no other rank of this start has said it: what all ranks find is told once."""
     if dist.is_initialized():
         with suppress(dist.DistError):  # the store is gone: better twice than not at all
-            said = hashlib.sha256(message.encode()).hexdigest()
-            first: bool = _get_default_store().add(f"said/{said}", 1) == 1
+            store = _get_default_store()
+            store.set("fault", str(int(error.exit_code)))
+            said = hashlib.sha256(str(error).encode()).hexdigest()
+            first: bool = store.add(f"said/{said}", 1) == 1
             return first
     return True
+
+
+def told_fault() -> ExitCode | None:
+    """The exit code of a fault that some rank has told; None where none has, or none can be asked."""
+    if dist.is_initialized():
+        with suppress(dist.DistError):
+            store = _get_default_store()
+            return ExitCode(int(store.get("fault"))) if store.check(["fault"]) else None
+    return None
 
 
 def training_device() -> torch.device:

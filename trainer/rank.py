@@ -26,6 +26,14 @@ from trainer.signals import STOP_SIGNALS, StopFlag
 from trainer.terminal import Terminal
 
 
+class OtherRanksFault(UserError):
+    """Another rank has told why this start ends; there is nothing to add."""
+
+    def __init__(self, code: ExitCode):
+        super().__init__("another rank has met a fault and said so; this one ends with it")
+        self.exit_code = code
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of a rank that `launch` has started."""
     stop = StopFlag()
@@ -71,7 +79,7 @@ def _train(
     import torch.distributed as dist
 
     from trainer.checkpoint_files import committed
-    from trainer.engine import first_to_say, start_distributed, stop_distributed
+    from trainer.engine import first_to_say, start_distributed, stop_distributed, told_fault
     from trainer.loop import train
     from trainer.stage import Stage
     from trainer.watchdog import LEAVE_SECONDS, ends_within
@@ -108,9 +116,14 @@ def _train(
             if lock is not None:
                 lock.close()
     except UserError as error:
-        if first_to_say(str(error)):
+        if first_to_say(error):
             terminal.complain(str(error))
         raise
+    except Exception as error:
+        code = told_fault()
+        if code is None:
+            raise
+        raise OtherRanksFault(code) from error  # its leaving is what this rank has met
     finally:
         with ends_within(LEAVE_SECONDS):  # a broken rank's connections may never close
             stop_distributed()

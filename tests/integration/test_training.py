@@ -1,6 +1,7 @@
 """Whole runs of `bitdance train` in real processes: resume, other numbers of ranks, signals, hand-off."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,10 +150,27 @@ def test_the_next_stage_takes_the_export_and_grows_when_told(inputs: Path, undis
 def test_a_dataset_of_another_tokenizer_is_refused(inputs: Path, tmp_path: Path) -> None:
     make_inputs(tmp_path, bits=16)
     recipe = write_recipe(
-        inputs, "mixed.yaml", run=str(inputs / "mixed"), data__latents=str(tmp_path / "latents")
+        inputs,
+        "mixed.yaml",
+        run=str(inputs / "mixed"),
+        data__latents=str(tmp_path / "latents"),
+        world__processes=2,
     )
     done = bitdance("train", str(recipe))
     assert done.returncode == 65
     assert "Traceback" not in done.stdout
     # One message, though two ranks found it.
     assert done.stdout.count("fingerprint") == 1
+
+
+def test_a_fault_that_one_rank_meets_is_the_only_one_told(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs / "latents", tmp_path / "latents")
+    shard = min((tmp_path / "latents" / "tasks").glob("*/*/*.mds"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) * 3 // 4])
+    damaged = {"data__latents": str(tmp_path / "latents"), "run": str(tmp_path / "run"), "steps": 40}
+    done = bitdance("train", str(write_recipe(inputs, "damaged.yaml", world__processes=2, **damaged)))
+    assert done.returncode == 65, done.stdout
+    told = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert "Connection closed" not in done.stdout and "Traceback" not in done.stdout
+    assert told and all(str(shard.name) in line for line in told)

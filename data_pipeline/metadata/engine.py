@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 
 from data_pipeline.ingest.storage import is_remote, reaching, remote_files
+from data_pipeline.metadata.laion_hash import register_laion_hash
 from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
 from data_pipeline.metadata.rules import ListRule
 from data_pipeline.metadata.schema import (
@@ -27,6 +28,7 @@ from data_pipeline.store import PlaceUnusable
 from foundation.errors import DataError, Problems
 
 # In what DuckDB says when a write fails for want of room, and when it would not even try.
+_NO_MEMORY = "Out of Memory"
 _FULL_DISK = ("No space left on device", "max_temp_directory_size")
 
 
@@ -45,12 +47,14 @@ def open_engine(engine: EngineSection, spill: Path, remote: bool) -> Iterator[du
     """
     connection = duckdb.connect(config={"memory_limit": engine.memory, "temp_directory": str(spill)})
     try:
-        with explaining(f"engine.memory = {engine.memory}", f"{spill} (engine.spill)"):
+        mend = "Fetch the damaged file again, or leave it out of the recipe"
+        with explaining(f"engine.memory = {engine.memory}", f"{spill} (engine.spill)", mend):
             if engine.threads:
                 connection.execute(f"SET threads = {engine.threads}")
             # No extension is fetched from the network behind the user's back.
             connection.execute("SET autoinstall_known_extensions = false")
             connection.execute("SET enable_progress_bar = false")
+            register_laion_hash(connection)
             if remote:
                 connection.register_filesystem(remote_files())
             yield connection
@@ -59,7 +63,7 @@ def open_engine(engine: EngineSection, spill: Path, remote: bool) -> Iterator[du
 
 
 @contextmanager
-def explaining(memory: str, spill: str) -> Iterator[None]:
+def explaining(memory: str, spill: str, mend: str) -> Iterator[None]:
     """Turns what DuckDB raises for want of memory, disk or whole files into one message.
 
     What it raises for our own SQL (binder, parser) is not among these: that is no one's data.
@@ -67,6 +71,7 @@ def explaining(memory: str, spill: str) -> Iterator[None]:
     Args:
         memory: what bounds its memory, in the user's words.
         spill: where its temporary files go.
+        mend: what to do about a damaged file, which DuckDB names.
 
     Raises:
         DataError: memory is not enough, or a file is damaged.
@@ -81,10 +86,8 @@ def explaining(memory: str, spill: str) -> Iterator[None]:
                 f"The disk is full: temporary files go to {spill}, and the output is made beside its final "
                 "place. Make room, then the same command again"
             ) from None
-        raise DataError(
-            f"DuckDB cannot go on: {said.splitlines()[0]}. It has {memory} and writes temporary files to "
-            f"{spill}"
-        ) from None
+        fix = f"It has {memory} and writes temporary files to {spill}" if _NO_MEMORY in said else mend
+        raise DataError(f"DuckDB cannot go on: {said.splitlines()[0]}. {fix}") from None
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -139,7 +142,8 @@ def source_sql(
     connection: duckdb.DuckDBPyConnection, recipe: FilterRecipe, groups: Sequence[FileGroup]
 ) -> str:
     """SQL of all rows in our schema, with the joined columns."""
-    rows = " UNION ALL ".join(group.scan() for group in groups)
+    hashed = "hash" in {join.by for join in recipe.joins}.union(*(rule.needs() for rule in recipe.rules))
+    rows = " UNION ALL ".join(group.scan(hashed) for group in groups)
     for number, join in enumerate(recipe.joins):
         rows = _joined(connection, rows, join, number)
     if recipe.caption == "recaption":
@@ -151,22 +155,24 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
     files = expand(join.files)
     table = f"read_parquet({sql_list(files)}, union_by_name = true)"
     try:
-        present = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
+        described = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
     except (duckdb.Error, OSError) as error:
         raise DataError(f"joins.{number}: {files[0]} cannot be read as parquet: {error}") from None
+    group = FileGroup(tuple(files), tuple((name, kind) for name, kind, *_ in described))
+    present = {name for name, _ in group.columns}
     key = join.key or join.by
+    computed = key == "hash" and group.can_be_hashed
     absent = [name for name in (key, *join.columns.values()) if name not in present]
-    if absent:
+    if absent and not (computed and absent == ["hash"]):
         has = ", ".join(sorted(present))
         raise DataError(f"joins.{number}: {files[0]} has no column {', '.join(absent)}; it has {has}")
     picked = ", ".join(
         f"max({sql_cast(sql_name(theirs), COLUMNS[ours][0])}) AS {ours}"
         for ours, theirs in join.columns.items()
     )
-    kind = COLUMNS[join.by][0]
+    key_sql = group.hash_sql() if computed else f"TRY_CAST({sql_name(key)} AS {COLUMNS[join.by][0]})"
     extra = (
-        f"SELECT TRY_CAST({sql_name(key)} AS {kind}) AS join_key, {picked} FROM {table} "
-        f"WHERE join_key IS NOT NULL GROUP BY join_key"
+        f"SELECT {key_sql} AS join_key, {picked} FROM {table} WHERE join_key IS NOT NULL GROUP BY join_key"
     )
     replaced = ", ".join(f"coalesce(extra.{ours}, source.{ours}) AS {ours}" for ours in join.columns)
     return (

@@ -13,7 +13,6 @@ drops by row number.
 from __future__ import annotations
 
 import glob
-import json
 import math
 import shutil
 import time
@@ -33,6 +32,7 @@ from data_pipeline.recipe_folder import claim_folder, recipe_record
 from data_pipeline.store import writing_to
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.files import commit_folder
+from foundation.json_files import read_json
 from foundation.partials import PARTIAL_SUFFIX, partial_path, sweep_abandoned
 from foundation.progress import say
 
@@ -100,7 +100,8 @@ def _run(recipe: FilterRecipe) -> Funnel:
 
 def read_funnel(folder: Path) -> Funnel:
     """The funnel of a finished filter folder."""
-    values = json.loads((folder / "funnel.json").read_text())
+    mend = f"remove {folder}, and `bitdance data filter` makes it anew"
+    values = read_json(folder / "funnel.json", mend, "rows", "steps", "uncastable", "seconds")
     steps = tuple(FunnelStep(**step) for step in values["steps"])
     return Funnel(values["rows"], steps, values["uncastable"], values["seconds"])
 
@@ -143,10 +144,9 @@ class _Filtering:
         return Funnel(total, tuple(self.steps), uncastable, round(time.monotonic() - started, 3))
 
     def _check_columns(self) -> None:
-        provided = {column for group in self.groups for column in group.provided()}
-        provided |= {column for join in self.recipe.joins for column in join.columns}
-        problems = Problems()
         own = {column for group in self.groups for column in group.provided()}
+        provided = own.union(*(join.columns for join in self.recipe.joins))
+        problems = Problems()
         for place, join in enumerate(self.recipe.joins):
             if join.by not in own:
                 have = ", ".join(name for name in IDENTITIES if name in own)

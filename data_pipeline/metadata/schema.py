@@ -54,14 +54,33 @@ class FileGroup:
         ours = {name.lower(): name for name, _ in reversed(self.columns)}
         return next((ours[alias] for alias in COLUMNS[column][1] if alias in ours), None)
 
-    def provided(self) -> set[str]:
-        """Our columns that the files have."""
-        return {column for column in COLUMNS if self.source_of(column) is not None}
+    @property
+    def can_be_hashed(self) -> bool:
+        """Whether LAION's hash, absent, follows from columns that are there."""
+        absent = {column for column in ("hash", "url", "caption") if self.source_of(column) is None}
+        return absent == {"hash"}
 
-    def scan(self) -> str:
-        """SQL that reads the files in our schema, all columns present, absent ones null."""
-        wanted = ", ".join(f"{self._cast(column)} AS {column}" for column in COLUMNS)
+    def provided(self) -> set[str]:
+        """Our columns that the files have, or that follow from those they have."""
+        own = {column for column in COLUMNS if self.source_of(column) is not None}
+        return own | {"hash"} if self.can_be_hashed else own
+
+    def scan(self, hashed: bool) -> str:
+        """SQL that reads the files in our schema, all columns present, absent ones null.
+
+        Args:
+            hashed: whether `hash` is computed where it is absent and can be.
+        """
+        wanted = ", ".join(
+            f"{self.hash_sql() if column == 'hash' and hashed and self.can_be_hashed else self._cast(column)}"
+            f" AS {column}"
+            for column in COLUMNS
+        )
         return f"SELECT {wanted} FROM read_parquet({sql_list(self.files)})"
+
+    def hash_sql(self) -> str:
+        """SQL of LAION's hash of a row, for `can_be_hashed` files."""
+        return f"laion_hash({self._cast('url')}, {self._cast('caption')})"
 
     def uncastable(self) -> str | None:
         """SQL that counts values that cannot be cast, a column each; None where no column can have any."""

@@ -15,10 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from data_pipeline.metadata.laion_hash import laion_hash
 from data_pipeline.sample_photos.catalogue import PHOTOS, REJECTS, Entry
-from foundation.errors import DataError, UserError
+from foundation.errors import UserError
 from foundation.files import commit_folder
+from foundation.ownership import FolderTaken
 from foundation.partials import PARTIAL_SUFFIX, partial_path, sweep_abandoned
 from foundation.progress import say
 
@@ -33,14 +37,14 @@ def write_sample(folder: Path) -> None:
 
     Raises:
         UserError: scikit-image is not installed.
-        DataError: `folder` holds something else.
+        FolderTaken: `folder` holds something else.
     """
     marker = folder / "metadata.parquet"
     if marker.exists() and (folder / "shards").is_dir():
         say(f"{folder}: the example is there already")
         return
     if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty and holds no example photographs; name another folder")
+        raise FolderTaken(f"{folder} is not empty and holds no example photographs; name another folder")
     source = photo_folder()
     sweep_abandoned(folder.parent.glob(f".{folder.name}.*{PARTIAL_SUFFIX}"))
     partial = partial_path(folder)
@@ -92,15 +96,13 @@ def _row(entry: Entry) -> dict[str, Any]:
         "punsafe": entry.unsafe,
         "pwatermark": entry.watermark,
         "AESTHETIC_SCORE": entry.aesthetic,
-        "hash": laion_hash(url, entry.caption),
+        "hash": laion_hash(pa.array([url]), pa.array([entry.caption]))[0].as_py(),
         "caption": entry.caption,
         "url": url,
     }
 
 
 def _write_metadata(entries: Sequence[Entry], source: Path, path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     from PIL import Image
 
     rows = []
@@ -119,8 +121,6 @@ def _write_metadata(entries: Sequence[Entry], source: Path, path: Path) -> None:
 
 
 def _write_shard(shard: int, entries: Sequence[Entry], source: Path, folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     import webdataset
 
     rows = []

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from plain_laion_hash import plain_laion_hash
 
 from data_pipeline.metadata import filtering
 from data_pipeline.metadata.filtering import run_filter
@@ -293,16 +294,51 @@ FIXTURES = Path(os.environ.get("GOLDEN_DIR", "../shared/golden")).parent / "fixt
 FIXTURE = FIXTURES / "derived_laion_style" / "laion2B-en-aesthetic-style.snappy.parquet"
 
 
+def hashes(urls, texts):
+    return laion_hash(pa.array(urls, pa.string()), pa.array(texts, pa.string())).to_pylist()
+
+
 def test_hash_of_murmur3_known_values():
     # First halves of MurmurHash3_x64_128, seed 0, as its reference implementation gives them.
-    assert laion_hash("", "") == 0
-    assert laion_hash("hello", None) == int.from_bytes(bytes.fromhex("cbd8a7b341bd9b02"), "big", signed=True)
+    hello = int.from_bytes(bytes.fromhex("cbd8a7b341bd9b02"), "big", signed=True)
+    assert hashes(["", "hello", "he", None], ["", None, "llo", None]) == [0, hello, hello, 0]
+    assert hashes([], []) == []
+
+
+def test_hash_is_that_of_the_plain_definition():
+    """For all lengths around a block's, a long one, nulls, and letters of up to four bytes."""
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("aä€😀 ", k=length)) for length in [*range(70), *range(70), 5000]]
+    texts = [*texts, None, *("x" * length for length in range(70)), None]
+    urls = rng.sample(texts, len(texts))
+    plain = [plain_laion_hash(url, text) for url, text in zip(urls, texts, strict=True)]
+    assert hashes(urls, texts) == plain
+    piece = slice(40, 90)
+    assert laion_hash(pa.array(urls)[piece], pa.array(texts)[piece]).to_pylist() == plain[piece]
 
 
 @pytest.mark.skipif(not FIXTURE.exists(), reason="no LAION-Aesthetics table at hand")
 def test_hash_agrees_with_a_real_table():
-    rows = pq.read_table(FIXTURE).to_pylist()
-    assert all(laion_hash(row["URL"], row["TEXT"]) == row["hash"] for row in rows)
+    table = pq.read_table(FIXTURE)
+    assert hashes(table["URL"].to_pylist(), table["TEXT"].to_pylist()) == table["hash"].to_pylist()
+
+
+@pytest.mark.parametrize("lacking", ["source", "scores", "both"])
+def test_a_hash_that_is_absent_is_computed_for_joins(tmp_path, lacking):
+    urls, texts = [f"https://a.example/{i}" for i in range(5000)], [f"text {i}" for i in range(4999)] + [None]
+    hashed = {"hash": [plain_laion_hash(url, text) for url, text in zip(urls, texts, strict=True)]}
+    source = {"URL": urls, "TEXT": texts} | ({} if lacking in ("source", "both") else hashed)
+    scores = {"URL": urls, "TEXT": texts} if lacking in ("scores", "both") else hashed
+    pq.write_table(pa.table(scores | {"score": np.arange(5000.0)}), tmp_path / "scores.parquet")
+    join = {"files": [str(tmp_path / "scores.parquet")], "by": "hash", "columns": {"aesthetic": "score"}}
+    found, _ = kept(tmp_path, source, [{"rule": "score", "column": "aesthetic", "min": 4000}], joins=[join])
+    assert found == urls[4000:]
+    assert pq.read_table(tmp_path / "out0" / "kept.parquet")["hash"].to_pylist() == hashed["hash"][4000:]
+
+
+def test_rows_are_deduplicated_by_a_hash_that_is_computed(tmp_path):
+    table = {"url": ["ab", "a", "ab", "b"], "text": ["c", "bc", "d", None]}  # the first two: one text
+    assert kept(tmp_path, table, [{"rule": "deduplicate", "by": "hash"}])[0] == ["ab", "ab", "b"]
 
 
 RECIPES = [*sorted(Path("configs/data/filters").glob("*.yaml")), Path("configs/quickstart/filter.yaml")]

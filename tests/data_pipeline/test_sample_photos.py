@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from photo_shards import tree
 from PIL import Image
+from plain_laion_hash import plain_laion_hash
 
 from data_pipeline.metadata.filtering import run_filter
-from data_pipeline.metadata.laion_hash import laion_hash
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.sample_photos.catalogue import PHOTOS, REJECTS
 from data_pipeline.sample_photos.write import write_sample
-from foundation.errors import DataError, UserError
+from foundation.errors import UserError
+from foundation.ownership import FolderTaken
 from foundation.recipes import load_recipe
 
 
@@ -41,7 +42,7 @@ def test_shards_are_what_img2dataset_leaves(example):
             body = json.loads(files[f"{key}.json"])
             assert body == rows[key]
             assert files[f"{key}.txt"].decode() == body["caption"]
-            assert body["hash"] == laion_hash(body["url"], body["caption"])
+            assert body["hash"] == plain_laion_hash(body["url"], body["caption"])
             assert Image.open(io.BytesIO(files[f"{key}.jpg"])).size == (body["width"], body["height"])
         keys += successes
     assert len(set(keys)) == len(keys) == len(PHOTOS) + len(REJECTS)
@@ -70,7 +71,7 @@ def test_the_same_bytes_each_time_and_nothing_the_second_time(example, tmp_path)
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="not empty"):
+    with pytest.raises(FolderTaken, match="not empty"):
         write_sample(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -102,6 +102,12 @@ def test_hidden_states_agree_with_the_plain_model(config: ClassConditionalConfig
         np.testing.assert_allclose(hidden[row], plain_hidden(model, bits[row], label), atol=2e-5)
 
 
+def test_norms_have_the_published_epsilon() -> None:
+    """Too small for outputs of random weights to show it, not for those of a trained model."""
+    norms = [module for module in ClassConditionalModel(TINY).modules() if isinstance(module, nn.RMSNorm)]
+    assert len(norms) == 2 * TINY.n_layer + 2 and {norm.eps for norm in norms} == {1e-6}
+
+
 @ALL_KINDS
 def test_training_draws_flips_then_drops_then_the_heads(config: ClassConditionalConfig) -> None:
     model = random_model(replace(config, perturb_rate=0.9)).train()

@@ -145,6 +145,13 @@ def test_new_heads_start_as_published() -> None:
     assert 0.95 * limit < largest <= limit and not net.cond_embed.bias.any()
 
 
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_norms_have_the_published_epsilon(config: HeadConfig) -> None:
+    """Too small for outputs of random weights to show it, not for those of a trained head."""
+    norms = [module for module in DiffusionHead(config).modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) > config.depth_latent and {norm.eps for norm in norms} == {1e-6}
+
+
 def test_packed_weights_change_nothing_and_leave_no_trace() -> None:
     head, (_, cond) = random_head(T2I), inputs(T2I, 4)
     plain_draw = head.sample(cond, 2.0, steps=2, generator=torch.Generator().manual_seed(3))

@@ -24,12 +24,13 @@ from data_pipeline.metadata.engine import explaining
 from data_pipeline.metadata.schema import sql_list
 from data_pipeline.near_duplicates import find_near_duplicates
 from data_pipeline.npy_stream import NpyStream
-from data_pipeline.recipe_folder import RECORD_NAME
-from data_pipeline.store import remove_scratch
+from data_pipeline.recipe_folder import RECORD_NAME, recipe_of_record
+from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.decoding import HASH_DEFINITION
 from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan, file_entries
 from data_pipeline.tokenize.recipe import ClassSection, TokenizeRecipe
 from foundation.errors import DataError
+from foundation.json_files import parse_json
 from foundation.progress import say, track
 from foundation.provenance import package_version
 from foundation.recipes import recipe_hash
@@ -51,13 +52,18 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
 
     Raises:
         DataError: no dataset there, tasks that are missing, or no sample in any of them.
+        PlaceUnusable: its disk is full, or cannot be written.
     """
-    folder = DatasetFolder(output)
+    with writing_to(output):
+        return _finalize(DatasetFolder(output), memory)
+
+
+def _finalize(folder: DatasetFolder, memory: str) -> Manifest:
     recipe, plan = _read(folder)
     finished = _finished(folder, recipe)
     if finished is not None:
         folder.sweep()
-        say(f"{output}: finished already, {_totals(finished)}")
+        say(f"{folder.root}: finished already, {_totals(finished)}")
         return finished
     markers = _markers(folder, plan)
     if recipe.near_duplicates is not None:
@@ -73,7 +79,7 @@ def _read(folder: DatasetFolder) -> tuple[TokenizeRecipe, Plan]:
     record, plan = folder.store.read(RECORD_NAME), folder.read_plan()
     if plan is None or record is None:
         raise DataError(f"{folder.root} holds no dataset that `bitdance data tokenize` has begun")
-    return TokenizeRecipe.model_validate_json(record), plan
+    return recipe_of_record(TokenizeRecipe, record, folder.address(RECORD_NAME)), plan
 
 
 def _finished(folder: DatasetFolder, recipe: TokenizeRecipe) -> Manifest | None:
@@ -81,7 +87,7 @@ def _finished(folder: DatasetFolder, recipe: TokenizeRecipe) -> Manifest | None:
     if text is None:
         return None
     try:
-        manifest = parse_manifest(text.decode(), folder.address(MANIFEST_NAME))
+        manifest = parse_manifest(text, folder.address(MANIFEST_NAME))
     except DataError:
         return None
     intact = all(_matches(folder.address(name), entry) for name, entry in manifest.files.items())
@@ -150,7 +156,8 @@ def _near_duplicates(
         f"rank & {(1 << PICTURE_BITS) - 1} AS picture FROM losers ORDER BY task, picture"
     )
     try:
-        with explaining(f"{memory} of memory", str(spill)):
+        mend = f"`bitdance data verify {folder.root}` says which tasks are damaged"
+        with explaining(f"{memory} of memory", str(spill), mend):
             if is_remote(folder.root):
                 connection.register_filesystem(remote_files())
             connection.execute(f"CREATE TEMP TABLE pictures AS {pictures}")
@@ -267,10 +274,12 @@ def _write_class(
 
 def _task_shards(folder: DatasetFolder, number: int, resolution: int) -> list[dict[str, Any]]:
     """A task's shards of a class, their base names relative to the dataset."""
-    index = folder.store.read(f"{folder.task(number)}/{resolution}/{INDEX_NAME}")
+    name = f"{folder.task(number)}/{resolution}/{INDEX_NAME}"
+    index = folder.store.read(name)
     if index is None:
         return []
-    shards = json.loads(index)["shards"]
+    mend = "run `bitdance data tokenize` with its recipe, after removing the task's folder"
+    shards = parse_json(index, folder.address(name), mend, "shards")["shards"]
     for shard in shards:
         name = shard["raw_data"]["basename"]
         shard["raw_data"]["basename"] = f"{folder.task(number)}/{resolution}/{name}"

@@ -151,10 +151,10 @@ class LatentDataset:
     def _read_manifest(self) -> Manifest:
         where = f"{self.folder}/{MANIFEST_NAME}"
         if self._cache is not None:
-            text = self._cache.fetch(MANIFEST_NAME).read_text()
+            text = self._cache.fetch(MANIFEST_NAME).read_bytes()
         else:
             try:
-                text = Path(where).read_text()
+                text = Path(where).read_bytes()
             except OSError as error:
                 raise DataError(
                     f"{where} cannot be read ({error.strerror}): finish the dataset first, by "

@@ -146,7 +146,7 @@ class Manifest(_Part):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def parse_manifest(text: str, where: str) -> Manifest:
+def parse_manifest(text: str | bytes, where: str) -> Manifest:
     """Read a manifest's text.
 
     Args:

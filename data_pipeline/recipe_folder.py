@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import pydantic
 
 from data_pipeline.store import open_store
-from foundation.errors import DataError, RecipeError
+from foundation.errors import DataError
+from foundation.json_files import parse_json
+from foundation.ownership import FolderTaken, taken_by_another
 from foundation.partials import PARTIAL_SUFFIX
-from foundation.recipes import differing_keys
 from foundation.sections import Section
 
 RECORD_NAME = "recipe.json"
+RESTORE = "put back a copy of it, or remove the folder and start over"
+R = TypeVar("R", bound=Section)
 
 
 def recipe_record(recipe: Section) -> str:
     """The recipe as the folder's `recipe.json` holds it."""
     return json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def recipe_of_record(model: type[R], text: bytes, where: str) -> R:
+    """The recipe that a folder's `recipe.json` holds; `where` is its address. Raises DataError."""
+    parse_json(text, where, RESTORE)
+    try:
+        return model.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise DataError(
+            f"{where} is no recipe of this version ({key}: {problem['msg']}): {RESTORE}"
+        ) from None
 
 
 def claim_folder(
@@ -32,8 +50,8 @@ def claim_folder(
         free: top-level keys that may differ, because they do not change what is written.
 
     Raises:
-        RecipeError: the folder was made by a recipe that differs in another key.
-        DataError: the folder holds something else.
+        FolderTaken: the folder was made by a recipe that differs in another key, or holds something else.
+        DataError: its `recipe.json` is damaged.
     """
     store = open_store(folder)
     text = store.read(RECORD_NAME)
@@ -42,28 +60,13 @@ def claim_folder(
             return False
         text = store.read(RECORD_NAME)  # another job may have begun here just now
     if text is None:
-        raise DataError(f"{folder} is not empty and holds no {RECORD_NAME}; name another output folder")
-    try:
-        earlier = json.loads(text)
-    except ValueError as error:
-        where = store.address(RECORD_NAME)
-        raise DataError(f"{where} is not JSON ({error}); remove the folder or name another") from None
+        raise FolderTaken(f"{folder} is not empty and holds no {RECORD_NAME}; name another output folder")
+    earlier = parse_json(text, store.address(RECORD_NAME), RESTORE)
     now = recipe.model_dump(mode="json")
     for key in free:
         earlier.pop(key, None)
         now.pop(key, None)
-    differences = differing_keys(_indexed(earlier), _indexed(now))
-    if differences:
-        lines = "\n".join(f"  {line}" for line in differences)
-        raise RecipeError(
-            f"{folder} was made by another recipe; name another output folder or remove it. "
-            f"Keys that differ (there -> here):\n{lines}"
-        )
+    taken = taken_by_another(folder, earlier, now, "Name another output folder, or remove this one.")
+    if taken:
+        raise taken
     return store.read(done_name) is not None
-
-
-def _indexed(value: Any) -> Any:
-    """Lists as mappings from their places, so that a difference names the entry and not the whole list."""
-    if isinstance(value, list):
-        value = dict(enumerate(value))
-    return {key: _indexed(inner) for key, inner in value.items()} if isinstance(value, dict) else value

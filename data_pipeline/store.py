@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,8 @@ class FolderStore(Store):
     def remove(self, names: Sequence[str]) -> None:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # there are other files
+            self.path.rmdir()  # as on S3, where nothing is left of a folder without files
 
     def scratch(self, name: str) -> Path:
         # Beside its final place, so that a rename can commit it.

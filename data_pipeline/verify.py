@@ -37,7 +37,7 @@ def verify_dataset(dataset: str | Path, deep: bool = False) -> None:
         raise DataError(
             f"{root} has no {MANIFEST_NAME}: it is not finished (`bitdance data status` says why)"
         )
-    manifest = parse_manifest(text.decode(), folder.address(MANIFEST_NAME))
+    manifest = parse_manifest(text, folder.address(MANIFEST_NAME))
     problems = Problems()
     for name, entry in track(manifest.files.items(), "Checking the index", len(manifest.files)):
         _check_file(folder.address(name), entry.bytes, entry.sha256, problems)

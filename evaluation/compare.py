@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from evaluation.recipes import CompareRecipe
-from foundation.errors import DataError, RecipeError
+from foundation.errors import DataError
 from foundation.files import sha256_file
+from foundation.json_files import read_json
+from foundation.ownership import FolderTaken
 from foundation.progress import say
 from foundation.recipes import recipe_hash
 
 OWN_FILES = {"grid.png", "comparison.json"}
+MEND = "delete it, and `bitdance compare` makes it anew"
 
 
 def compare(recipe: CompareRecipe) -> None:
     """Write `grid.png` and `comparison.json` into the recipe's output folder, unless they are up to date.
 
     Raises:
-        DataError, RecipeError: a folder is missing or doesn't fit the others, or the output folder is
-            something else's.
+        DataError, RecipeError: a folder is missing or doesn't fit the others.
+        FolderTaken: the output folder is something else's.
         ValueError: what models/ says of a folder.
     """
     identity = identity_of(recipe)
     done = recipe.output / "comparison.json"
-    if done.exists() and json.loads(done.read_text()).get("identity") == identity:
+    if done.exists() and read_json(done, MEND).get("identity") == identity:
         say(f"nothing to do: {done} is up to date")
         return
     refuse_foreign(recipe.output)
@@ -34,11 +36,11 @@ def compare(recipe: CompareRecipe) -> None:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """RecipeError where a folder holds anything but a comparison."""
+    """FolderTaken where a folder holds anything but a comparison."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     foreign = sorted(name for name in names - OWN_FILES if not name.startswith("."))
     if foreign:
-        raise RecipeError(
+        raise FolderTaken(
             f"the output folder {folder} holds {foreign[0]!r}, which no comparison has made: give another one"
         )
 

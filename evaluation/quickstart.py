@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from evaluation.compare import MEND as COMPARE_AGAIN
 from foundation.errors import ExitCode, UserError
 from foundation.files import atomic_write
+from foundation.json_files import read_json
 from foundation.progress import say
 
 HOME = Path("runs/quickstart")
@@ -191,7 +193,8 @@ class StepTimes:
 
     def __init__(self, path: Path):
         self.path = path
-        self.steps: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        mend = "delete it; the quickstart goes on, and only the times of what is done are lost"
+        self.steps: dict[str, dict[str, Any]] = read_json(path, mend) if path.exists() else {}
 
     def record(self, step: Step, seconds: float, peak_bytes: int, finished: bool) -> None:
         """Note an attempt, unless it has found everything done."""
@@ -213,7 +216,8 @@ class StepTimes:
 
 def write_report(times: StepTimes) -> dict[str, Any]:
     """Join the times with the comparison's figures into `report.json`; returns what was written."""
-    comparison = json.loads((HOME / "compare" / "comparison.json").read_text())
+    figures = ("samples", "psnr_mean", "bit_agreement")
+    comparison = read_json(HOME / "compare" / "comparison.json", COMPARE_AGAIN, *figures)
     report = {
         "wall_seconds": {name: step["seconds"] for name, step in times.steps.items()},
         "total_seconds": round(sum(step["seconds"] for step in times.steps.values()), 1),

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -31,6 +31,7 @@ from foundation.sections import (
 )
 
 R = TypeVar("R", bound=Section)
+VALUE_SHOWN = 100  # characters
 
 
 def load_recipe(model: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
@@ -84,6 +85,8 @@ def recipe_hash(recipe: Section, exclude: set[str] | frozenset[str] = frozenset(
 
 def differing_keys(one: Any, other: Any, prefix: str = "") -> list[str]:
     """Dotted keys at which two recipes (as plain dicts) differ, as ``key: value -> other value`` lines."""
+    if isinstance(one, list) and isinstance(other, list):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict):
         keys = list(one) + [key for key in other if key not in one]
         return [
@@ -93,7 +96,14 @@ def differing_keys(one: Any, other: Any, prefix: str = "") -> list[str]:
                 one.get(key), other.get(key), f"{prefix}.{key}" if prefix else str(key)
             )
         ]
-    return [] if one == other else [f"{prefix}: {one!r} -> {other!r}"]
+    return [] if one == other else [f"{prefix}: {_brief(one)} -> {_brief(other)}"]
+
+
+def _brief(value: Any) -> str:
+    """A value in one short piece, in YAML's words; of a section its keys."""
+    section = isinstance(value, dict)
+    text = f"{{{', '.join(map(str, value))}}}" if section else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= VALUE_SHOWN else text[:VALUE_SHOWN] + " ..."
 
 
 def _explain(model: type[Section], detail: ErrorDetails) -> tuple[str, str]:
@@ -114,8 +124,11 @@ def _explain(model: type[Section], detail: ErrorDetails) -> tuple[str, str]:
             return str(detail["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, "), ""
         case kind if kind == CHECK_FAILED:
             return str(detail["msg"]), ""
+        case "tuple_type":
+            values = _values_at(model, detail["loc"])
+            return f"must be a list of {values} values, found {found!r}", ""
         case _:
-            message = str(detail["msg"])
+            message = str(detail["msg"]).replace("Tuple", "List")
             return f"{message[0].lower()}{message[1:]}, found {found!r}", ""
 
 
@@ -126,6 +139,28 @@ def _nearest(found: str, valid: list[str], what: str) -> str:
 
 def _fields_at(model: type[Section], location: Sequence[str | int]) -> list[str]:
     """Names of the valid keys of the section at ``location`` below ``model``."""
+    sections = _sections_at(model, location)
+    return sorted({alias.alias or name for s in sections for name, alias in s.model_fields.items()})
+
+
+def _values_at(model: type[Section], location: Location) -> int:
+    """How many values the list of a fixed length has that stands at ``location``."""
+    last = max(place for place, part in enumerate(location) if isinstance(part, str))
+    annotations = [
+        section.model_fields[str(location[last])].annotation
+        for section in _sections_at(model, location[:last])
+        if location[last] in section.model_fields
+    ]
+    while annotations:
+        annotation = annotations.pop()
+        if get_origin(annotation) is tuple:
+            return len(get_args(annotation))
+        annotations += get_args(annotation)
+    raise AssertionError(f"no tuple at {location}")
+
+
+def _sections_at(model: type[Section], location: Sequence[str | int]) -> set[type[Section]]:
+    """The sections that may stand at ``location`` below ``model``."""
     sections = {model}
     for part in location:
         inner: set[type[Section]] = set()
@@ -134,4 +169,4 @@ def _fields_at(model: type[Section], location: Sequence[str | int]) -> list[str]
             # A part that is no field is a list's index, a dict's key or a union's branch: same candidates.
             inner |= sections_in(field.annotation) if field else {section}
         sections = inner or sections
-    return sorted({alias.alias or name for s in sections for name, alias in s.model_fields.items()})
+    return sections

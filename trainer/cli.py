@@ -51,10 +51,11 @@ def train(
     at the end of the step. Exit codes: 0 finished, 75 saved and wants to go on, 65 bad data, 78 bad recipe,
     70 a bug.
     """
-    loaded = find_run(load_recipe(StageRecipe, recipe, set_), fork)
+    loaded = load_recipe(StageRecipe, recipe, set_)
     if dry_run:
-        say(resolved_yaml(loaded).rstrip())
+        _show(loaded, fork)
         return
+    loaded = find_run(loaded, fork)
     finished = RunFolder(Path(loaded.run)).finished_at()
     if finished is not None:
         say(f"{loaded.run} is finished: {finished} steps, the model is in {loaded.run}/export")
@@ -72,6 +73,14 @@ def train(
     if created and code in (ExitCode.RECIPE, ExitCode.DATA) and not run.began():
         shutil.rmtree(run.path)
     raise typer.Exit(code)
+
+
+def _show(recipe: StageRecipe, fork: bool) -> None:
+    """Print the resolved recipe, and then the refusal that a start would meet, if any."""
+    try:
+        recipe = find_run(recipe, fork)
+    finally:
+        say(resolved_yaml(recipe).rstrip())
 
 
 @app.command()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from foundation.errors import DataError
 from foundation.files import sha256_file
+from foundation.json_files import read_json
 from trainer.recipe import StageRecipe
-from trainer.run_folder import EXPORT_MANIFEST
+from trainer.run_folder import EXPORT_AGAIN, EXPORT_MANIFEST
 
 SHOWN = 12  # digits of a hash that are shown
+RESTORE = "put back a copy of it; what is in it cannot be made anew"
 
 
 def lineage_lines(folder: Path) -> list[str]:
@@ -39,11 +40,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], str]:
         (folder / EXPORT_MANIFEST, "lineage"),
     ):
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path, RESTORE, *([key] if key else []))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
         return (values[key] if key else values), str(folder)
     raise DataError(
         f"{folder} is neither a run folder (lineage.json) nor an export of ours ({EXPORT_MANIFEST})"
@@ -63,15 +62,12 @@ def read_export_manifest(folder: Path) -> dict[str, Any] | None:
     """The record of an export of ours; None for a folder that came from elsewhere.
 
     Raises:
-        ValueError: it cannot be read.
+        DataError: it is damaged.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / EXPORT_MANIFEST).read_text())
+        return read_json(folder / EXPORT_MANIFEST, EXPORT_AGAIN, "step", "lineage")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error}") from None
-    return manifest
 
 
 def parent_of(recipe: StageRecipe) -> dict[str, Any] | None:

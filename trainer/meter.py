@@ -14,7 +14,7 @@ from foundation.progress import say
 from trainer.agreement import StepReport
 from trainer.costs import BACKWARD_AND_FORWARD
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder, starts_of
+from trainer.run_folder import RunFolder, first_started
 
 if TYPE_CHECKING:
     from data_pipeline.loader import StepBatch
@@ -32,7 +32,7 @@ class StepMeter:
             speaks: also tell a person, every `metrics.print_every` steps.
         """
         self._recipe, self._cost, self._ranks, self._speaks = recipe, cost, ranks, speaks
-        self._first_start = starts_of(run)[0]["time"]
+        self._first_start = first_started(run)
         self._seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
 
     def line(

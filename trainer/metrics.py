@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 from foundation.files import atomic_write
 from foundation.progress import say
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, first_started
 
 WANDB_PROBE_SECONDS = 5.0
 
@@ -76,15 +76,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     lines = []
     try:
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     except FileNotFoundError:
         return []
     for line in text.splitlines():
-        try:
+        with suppress(json.JSONDecodeError):
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def _start_wandb(run: RunFolder, recipe: StageRecipe) -> Any:
@@ -118,8 +116,7 @@ def _start_wandb(run: RunFolder, recipe: StageRecipe) -> Any:
 
 def recipe_identity(run: RunFolder) -> str:
     """A short name of the run that stays the same over its restarts: when it was first started."""
-    first = min(run.starts.glob("*.json"))
-    return f"{json.loads(first.read_text())['time']:.0f}"
+    return f"{first_started(run):.0f}"
 
 
 def _wandb_reachable() -> bool:

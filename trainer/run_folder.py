@@ -23,14 +23,19 @@ from typing import IO, Any
 
 import yaml
 
-from foundation.errors import ExitCode, RecipeError, UserError
+from foundation.errors import DataError, ExitCode, UserError
 from foundation.files import atomic_write
+from foundation.json_files import read_json
+from foundation.ownership import FolderTaken, taken_by_another
 from foundation.provenance import provenance
-from foundation.recipes import differing_keys, resolved_yaml
+from foundation.recipes import resolved_yaml
 from trainer.recipe import CHANGEABLE, StageRecipe
 
 STARTS_WITHOUT_PROGRESS = 3
 EXPORT_MANIFEST = "export.json"
+EXPORT_AGAIN = "remove the folder `export`, and `bitdance train` makes it anew from the last checkpoint"
+
+RECIPE_AGAIN = "put there what `bitdance train RECIPE --dry-run` prints for the recipe that began the run"
 
 
 class NoProgress(UserError):
@@ -70,7 +75,7 @@ class RunFolder:
     def finished_at(self) -> int | None:
         """The step that the run's export was made at; None where there is no export yet."""
         try:
-            return int(json.loads((self.export / EXPORT_MANIFEST).read_text())["step"])
+            return int(read_json(self.export / EXPORT_MANIFEST, EXPORT_AGAIN, "step")["step"])
         except FileNotFoundError:
             return None
 
@@ -83,41 +88,55 @@ def find_run(recipe: StageRecipe, fork: bool = False) -> StageRecipe:
             free or belongs to this one.
 
     Raises:
-        RecipeError: the folder belongs to another recipe (which keys differ is said), or isn't a run folder.
+        FolderTaken: the folder belongs to another recipe (which keys differ is said), or isn't a run folder.
+        DataError: its `recipe.yaml` is damaged.
     """
     number = 1
     while True:
         path = Path(recipe.run if number == 1 else f"{recipe.run}-{number}")
-        differences = _differences(recipe, path)
-        if not differences:
+        taken = _taken(recipe, path)
+        if taken is None:
             return recipe.model_copy(update={"run": str(path)})
         if not fork:
-            raise RecipeError(
-                f"The run folder {path} belongs to another recipe. It differs in (there -> here):\n"
-                + "\n".join(f"  {line}" for line in differences)
-                + "\nGo on with the recipe that made it, give this one its own `run`, or add --fork to start "
-                "a new "
-                f"run beside it ({recipe.run}-2)."
-            )
+            raise taken
         number += 1
 
 
-def _differences(recipe: StageRecipe, path: Path) -> list[str]:
+def _taken(recipe: StageRecipe, path: Path) -> FolderTaken | None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return []
+        return None
     if (path / "recipe.yaml").exists() and not RunFolder(path).began():
-        return []  # a start that was refused: nothing was computed by that recipe
+        return None  # a start that was refused: nothing was computed by that recipe
     try:
-        there = yaml.safe_load((path / "recipe.yaml").read_text())
+        there = recorded_recipe(RunFolder(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise RecipeError(
+        raise FolderTaken(
             f"{path} exists and is not a run folder (it has no recipe.yaml): give another `run`"
         ) from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path / 'recipe.yaml'} cannot be read: {error}") from None
     here = recipe.model_dump(mode="json")
     ours, theirs = ({k: v for k, v in values.items() if k not in CHANGEABLE} for values in (here, there))
-    return differing_keys(theirs, ours)
+    advice = (
+        "Go on with the recipe that made it, give this one its own `run`, or add --fork to start a new run "
+        f"beside it ({recipe.run}-2)."
+    )
+    return taken_by_another(path, theirs, ours, advice)
+
+
+def recorded_recipe(run: RunFolder) -> dict[str, Any]:
+    """The values of a run's `recipe.yaml`.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is none.
+        DataError: it is damaged.
+    """
+    try:
+        values = yaml.safe_load(run.recipe.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{run.recipe} is damaged ({said}): {RECIPE_AGAIN}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{run.recipe} is damaged (no mapping): {RECIPE_AGAIN}")
+    return values
 
 
 def create_run(recipe: StageRecipe) -> RunFolder:
@@ -193,6 +212,11 @@ def makes_no_progress(run: RunFolder, committed_step: int) -> bool:
     return len(stuck) == STARTS_WITHOUT_PROGRESS and all(s.get("step") == committed_step for s in stuck)
 
 
+def first_started(run: RunFolder) -> float:
+    """When the run was first started, in seconds since 1970: of a run that has been started."""
+    return float(next(start["time"] for start in starts_of(run) if start))
+
+
 def latest_start(run: RunFolder) -> int:
     """Number of the latest start of the run, 0 before the first."""
     return max((int(path.stem) for path in run.starts.glob("*.json")), default=0)
@@ -200,4 +224,9 @@ def latest_start(run: RunFolder) -> int:
 
 def starts_of(run: RunFolder) -> list[dict[str, Any]]:
     """All starts, oldest first: time, host, step of the newest checkpoint then, ranks."""
-    return [json.loads(path.read_text() or "{}") for path in sorted(run.starts.glob("*.json"))]
+    # Not deleted: by its name it keeps the start's number, which is the fence.
+    mend = "empty it (`: > FILE`); it notes when and where a start was"
+    return [
+        read_json(path, mend, "time") if path.stat().st_size else {}
+        for path in sorted(run.starts.glob("*.json"))
+    ]

@@ -16,6 +16,7 @@ from data_pipeline.latents import LatentDataset
 from data_pipeline.loader import StepBatch, StepLoader
 from foundation.errors import DataError
 from foundation.files import atomic_write
+from foundation.json_files import read_json
 from foundation.progress import say
 from foundation.recipes import recipe_hash
 from models.backbone import describe_attention, fuse_kernels
@@ -28,7 +29,7 @@ from trainer.costs import sample_cost
 from trainer.engine import Engine, build_module, set_collective_timeout, training_device
 from trainer.flat_shards import FlatShard, shards_of
 from trainer.guard import Guard
-from trainer.lineage import parent_of
+from trainer.lineage import RESTORE, parent_of
 from trainer.meter import StepMeter
 from trainer.metrics import EventLog, MetricsLog
 from trainer.recipe import CHANGEABLE, StageRecipe
@@ -275,7 +276,7 @@ class Stage:
             "tokenizer_fingerprint": dataset.manifest.tokenizer.fingerprint,
         }
         try:
-            lineage: dict[str, Any] = json.loads(self.run.lineage.read_text())
+            lineage = read_json(self.run.lineage, RESTORE, "parent", "dataset")
         except FileNotFoundError:
             lineage = {**now, "parent": parent_of(self.recipe)}
             if self.rank == 0:

@@ -39,6 +39,7 @@ def open_start(recipe: StageRecipe) -> ModelSource:
 
     Raises:
         RecipeError: what the recipe names is missing or broken, or has another p than the recipe says.
+        DataError: the record of an export of ours is damaged.
     """
     try:
         if recipe.model.init_from is not None:

@@ -27,6 +27,7 @@ from data_pipeline.metadata.schema import SCORES, sql_name, sql_text
 from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
 from foundation.errors import DataError, ExitCode, RecipeError, UserError
 from foundation.files import atomic_write, commit_folder
+from foundation.json_files import read_json
 from foundation.partials import partial_path
 from foundation.progress import say
 from foundation.provenance import package_version
@@ -34,6 +35,8 @@ from foundation.provenance import package_version
 TOOL = "img2dataset==1.47.0"
 DONE_NAME = "download.json"
 ROWS_NAME = "rows.json"
+STATS = ("status_dict", "count", "successes", "failed_to_download", "failed_to_resize", "duration")
+SUMS = ("rows", "without_web_address", "success", "failed_to_download", "failed_to_resize", "reasons")
 AGENT_TOKEN = "bitdance"
 OPT_OUT = ["noai", "noimageai", "noindex", "noimageindex"]
 ROWS_PER_FILE = 1_000_000  # the tool reads a whole file of rows into memory
@@ -58,18 +61,22 @@ def run_download(recipe: DownloadRecipe) -> dict[str, Any]:
     output = Path(recipe.output)
     if claim_folder(output, recipe, DONE_NAME, frozenset({"compute"})):
         say(f"{output}: done already")
-        sums: dict[str, Any] = json.loads((output / DONE_NAME).read_text())
+        sums = read_json(output / DONE_NAME, "delete it, and the same command sums up anew", *SUMS)
         _print(sums)
         return sums
     uv = find_uv()
     if not output.exists():
         _begin(recipe, output)
-    skipped = json.loads((output / ROWS_NAME).read_text())["without_web_address"]
+    start_over = f"remove {output} and start over"
+    skipped = read_json(output / ROWS_NAME, start_over, "without_web_address")["without_web_address"]
     sizes = _row_counts(output / "rows")
     expected = sum(math.ceil(rows / recipe.samples_per_shard) for rows in sizes)
     say(f"Fetching {sum(sizes):,} pictures into {expected:,} shards")
     code = _run_tool(uv, recipe, output)
-    stats = [json.loads(path.read_text()) for path in sorted((output / "shards").glob("*_stats.json"))]
+    parts = sorted((output / "shards").glob("*_stats.json"))
+    stats = [
+        read_json(part, "delete it, and the same command fetches its shard again", *STATS) for part in parts
+    ]
     if len(stats) < expected:
         raise DownloadStopped(
             f"{output}: {len(stats)} of {expected} shards are complete; {TOOL} ended with exit code {code}, "

@@ -34,6 +34,7 @@ from data_pipeline.store import writing_to
 from foundation.errors import DataError
 
 ROWS, STARTS, HASHES, PLACES = "rows.arrow", "starts.npy", "hashes.npy", "places.npy"
+FILTER_AGAIN = "Remove its folder, and `bitdance data filter` makes it anew"
 MEMORY = "2GB"  # of DuckDB, which sorts the hashes on disk where they are more
 BATCH_ROWS = 1 << 16
 HASH_SQL = "md5_number_upper(key::VARCHAR)"  # the same as `key_hashes`
@@ -124,7 +125,8 @@ def open_table_query(table: str, spill: Path) -> Iterator[duckdb.DuckDBPyConnect
         StoreUnreachable: the table's store does not answer.
     """
     config: dict[str, Any] = {"memory_limit": MEMORY, "temp_directory": str(spill)}
-    with duckdb.connect(config=config) as connection, explaining(f"{MEMORY} of memory", str(spill)):
+    bounds = explaining(f"{MEMORY} of memory", str(spill), FILTER_AGAIN)
+    with duckdb.connect(config=config) as connection, bounds:
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET enable_progress_bar = false")
         if is_remote(table):
@@ -149,7 +151,9 @@ def _check_columns(connection: duckdb.DuckDBPyConnection, table: str, by: str) -
         described = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({sql_text(table)})").fetchall()
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{table} cannot be read as the filter's kept rows ({reason})") from None
+        raise DataError(
+            f"{table} cannot be read as the filter's kept rows ({reason}). {FILTER_AGAIN}"
+        ) from None
     absent = {by, "caption", *SCORES} - {row[0] for row in described}
     if absent:
         raise DataError(
@@ -190,10 +194,28 @@ def table_version(table: Path) -> str:
             file.seek(max(0, state.st_size - 8))
             length, mark = int.from_bytes(file.read(4), "little"), file.read(4)
             if mark != b"PAR1" or length + 8 > state.st_size:
-                raise DataError(f"{table} cannot be read as the filter's kept rows (no parquet)")
+                problem = "it is no parquet, or was cut short"
+                raise DataError(
+                    f"{table} cannot be read as the filter's kept rows ({problem}). {FILTER_AGAIN}"
+                )
             file.seek(state.st_size - 8 - length)
             digest = hashlib.sha256(f"{state.st_size} {int(state.st_mtime)} ".encode())
             digest.update(file.read(length))
     except FileNotFoundError:
         raise DataError(f"{table} does not exist") from None
     return digest.hexdigest()[:12]
+
+
+def remote_version(address: str) -> str:
+    """Twelve hex digits that tell an object from another: of its address, its size and its entity tag.
+
+    Raises:
+        DataError: there is none.
+        StoreUnreachable: its store does not answer.
+    """
+    with reaching(address):
+        try:
+            found = remote_files(listings_cached=False).info(address)
+        except FileNotFoundError:
+            raise DataError(f"{address} does not exist") from None
+    return hashlib.sha256(f"{address} {found['size']} {found['ETag']}".encode()).hexdigest()[:12]

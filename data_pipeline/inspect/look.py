@@ -18,7 +18,7 @@ from data_pipeline.class_index import ClassIndex
 from data_pipeline.latents import LatentDataset
 from data_pipeline.metadata.filtering import read_funnel
 from data_pipeline.metadata.funnel import Funnel
-from data_pipeline.recipe_folder import RECORD_NAME
+from data_pipeline.recipe_folder import RECORD_NAME, recipe_of_record
 from data_pipeline.records import LatentRecord
 from data_pipeline.store import open_store
 from data_pipeline.tokenize.recipe import TokenizeRecipe
@@ -118,12 +118,12 @@ def _funnel(dataset: LatentDataset, folder: Path | None) -> Funnel | None:
     if folder is not None:
         try:
             return read_funnel(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
             raise DataError(f"{folder} is no output of `bitdance data filter` ({error})") from None
     record = open_store(dataset.folder).read(RECORD_NAME)
     if record is None:
         return None
-    keep = TokenizeRecipe.model_validate_json(record).keep
+    keep = recipe_of_record(TokenizeRecipe, record, f"{dataset.folder}/{RECORD_NAME}").keep
     if keep is None or not (Path(keep.rows).parent / "funnel.json").is_file():
         return None
     return read_funnel(Path(keep.rows).parent)

@@ -11,8 +11,10 @@ from typing import Any
 
 from data_pipeline.finalize import finalize_dataset
 from data_pipeline.ingest.kept import index_folder, kept_captions
+from data_pipeline.ingest.key_index import table_version
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, read_shard
+from data_pipeline.ingest.storage import is_remote
 from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
 from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
 from data_pipeline.store import remove_scratch, writing_to
@@ -87,9 +89,12 @@ def _check(recipe: TokenizeRecipe, tokenizer: TokenizerManifest) -> None:
                     f"[{height}, {width}] is not a multiple of {side}, the tokenizer's downsampling",
                     "round it to one",
                 )
-    if recipe.keep and not recipe.keep.rows.startswith("s3://") and not Path(recipe.keep.rows).is_file():
-        problems.add("keep.rows", f"{recipe.keep.rows} does not exist", "run `bitdance data filter` first")
+    local = recipe.keep and not is_remote(recipe.keep.rows) and Path(recipe.keep.rows)
+    if local and not local.is_file():
+        problems.add("keep.rows", f"{local} does not exist", "run `bitdance data filter` first")
     problems.raise_if_any(RecipeError, "The tokenize recipe cannot be carried out")
+    if local:
+        table_version(local)  # refuses one that is damaged
 
 
 def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerManifest) -> Plan:

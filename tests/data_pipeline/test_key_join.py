@@ -110,7 +110,9 @@ def test_rows_in_a_folder_that_cannot_be_written_are_indexed_elsewhere(tmp_path,
 def test_what_is_not_the_filters_is_refused_and_leaves_nothing(tmp_path):
     path = tmp_path / "kept.parquet"
     path.write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="cannot be read as the filter's kept rows"):
+    with pytest.raises(
+        DataError, match=r"cannot be read as the filter's kept rows .*data filter` makes it anew"
+    ):
         lookup(path, "uid", [])
     pq.write_table(pa.table({"uid": ["a"], "caption": ["c"]}), path)
     with pytest.raises(DataError, match=r"lacks the columns .*aesthetic.*give the kept.parquet"):
@@ -119,7 +121,9 @@ def test_what_is_not_the_filters_is_refused_and_leaves_nothing(tmp_path):
     data = bytearray(path.read_bytes())
     data[100:50_000] = bytes(49_900)
     path.write_bytes(data)
-    with pytest.raises(DataError, match="DuckDB cannot go on"):
+    with pytest.raises(
+        DataError, match=r"cannot go on: .*kept\.parquet(?!.*memory).* Remove its folder, and"
+    ):
         lookup(path, "uid", [])
     assert [p.name for p in tmp_path.iterdir()] == ["kept.parquet"]
 

@@ -62,7 +62,7 @@ def test_a_dataset_on_s3_equals_a_local_one(port, made, tmp_path, capsys):
         verify_dataset(recipe.output, deep=True)
         run_tokenize(recipe)
         assert remote_tree(recipe.output) == files and "done already" in capsys.readouterr().out
-        with pytest.raises(RecipeError, match="made by another recipe"):
+        with pytest.raises(RecipeError, match="belongs to another recipe"):
             run_tokenize(tokenize_recipe(made, output=recipe.output, batch_pixels=99999))
         local, remote = LatentDataset(str(made / "latents")), LatentDataset(recipe.output)
         for number in range(local.classes[32].samples):

@@ -2,13 +2,17 @@
 
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import subprocess
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from photo_shards import tokenize_recipe, tree, write_shards, write_tokenizer
 
+from data_pipeline.finalize import finalize_dataset
 from data_pipeline.store import PlaceUnusable
 from data_pipeline.tokenize.run import parse_slice, run_tokenize
 from foundation.errors import DataError, RecipeError
@@ -53,6 +57,37 @@ def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(made, tmp_pa
         assert all(error.exit_code == 78 for error in errors)
         run_tokenize(recipe)
         assert without_recipe(disk / "latents") == without_recipe(made / "latents")
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_finalize_on_a_full_disk_is_said_and_goes_on_when_there_is_room(made, tmp_path):
+    """All tasks are done; with each page more of free room it comes further."""
+    disk, latents = tmp_path / "disk", tmp_path / "disk" / "latents"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    try:
+        finished = shutil.ignore_patterns("manifest.json", "side-*")
+        shutil.copytree(made / "latents", latents, ignore=finished)
+        (latents / "index.json").unlink()
+        errors = list[PlaceUnusable]()
+        for pages in range(200):
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
+            (disk / "ballast").write_bytes(bytes(free - pages * 4096))
+            try:
+                finalize_dataset(str(latents))
+                break
+            except PlaceUnusable as error:
+                errors.append(error)
+            assert not (latents / "manifest.json").exists() and not list(latents.glob(".*"))
+            whole = tree(made / "latents")
+            assert tree(latents).items() <= whole.items()
+            (disk / "ballast").unlink()
+        said = r"[^\n]*(No space left on device|The disk is full)[^\n]*"
+        assert len(errors) > 5 and all(re.fullmatch(said, str(error)) for error in errors)
+        assert all(error.exit_code == 78 for error in errors)
+        assert tree(latents) == tree(made / "latents")
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
 
@@ -102,9 +137,27 @@ def test_a_tar_that_nothing_can_be_trained_on_leaves_the_output_free(made, tmp_p
     tar.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"00001\.tar"):
         run_tokenize(tokenize_recipe(tmp_path))
-    assert not [path for path in (tmp_path / "latents").rglob("*") if path.is_file()]
+    assert not (tmp_path / "latents").exists()
     tar.write_bytes(whole)
     run_tokenize(tokenize_recipe(tmp_path, batch_pixels=9 * 32 * 32))  # another recipe may have the folder
+
+
+@pytest.mark.parametrize("damage", ["cut short", "zeros inside"])
+def test_damaged_kept_rows_are_named_and_leave_nothing(made, tmp_path, damage):
+    rows = tmp_path / "kept.parquet"
+    table = {"hash": list(range(2000)), "caption": [f"caption {i}" for i in range(2000)]}
+    pq.write_table(pa.table(table), rows, compression="zstd")
+    data = rows.read_bytes()
+    rows.write_bytes(
+        data[: len(data) // 2] if damage == "cut short" else data[:50] + bytes(2000) + data[2050:]
+    )
+    keep = {"rows": str(rows), "by": "hash"}
+    with pytest.raises(
+        DataError, match=rf"{rows}(?!.*memory).*Remove its folder, and `bitdance data filter`"
+    ) as error:
+        run_tokenize(tokenize_recipe(made, output=str(tmp_path / "latents"), keep=keep))
+    assert error.value.exit_code == 65
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.parquet"]
 
 
 def test_two_jobs_at_the_same_time_make_one_dataset(made, tmp_path):

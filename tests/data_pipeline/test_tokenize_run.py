@@ -140,7 +140,7 @@ def test_worker_processes_write_the_same(work, made):
 
 def test_another_recipe_is_refused_naming_the_keys(made):
     before = tree(made / "latents")
-    with pytest.raises(RecipeError, match=r"assign: 'every' -> 'largest'"):
+    with pytest.raises(RecipeError, match=r'assign: "every" -> "largest"'):
         run_tokenize(tokenize_recipe(made, assign="largest"))
     with pytest.raises(RecipeError, match=r"classes\.0\.buckets"):
         classes = [{"resolution": 32, "buckets": [[32, 48]]}, {"resolution": 64, "buckets": [[64, 64]]}]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.quickstart import Step, StepTimes, check_agreement, run_step, tree_memory
-from foundation.errors import UserError
+from foundation.errors import DataError, UserError
 
 
 def note(
@@ -73,3 +73,9 @@ def test_a_model_that_has_not_memorized_the_photos_is_no_success() -> None:
     assert "SFT" not in str(error.value)
     with pytest.raises(UserError, match="SFT: nan"):
         check_agreement({"bit_agreement": {"SFT": float("nan")}})
+
+
+def test_a_damaged_file_of_times_is_named(tmp_path: Path) -> None:
+    (tmp_path / "steps.json").write_text('{"pt": {"sec')
+    with pytest.raises(DataError, match=rf"{tmp_path}/steps\.json is damaged .* delete it"):
+        StepTimes(tmp_path / "steps.json")

@@ -10,15 +10,17 @@ import yaml
 from PIL import Image
 
 from data_pipeline.recipe_folder import recipe_record
-from evaluation.compare import identity_of, refuse_foreign
+from evaluation.compare import compare, identity_of, refuse_foreign
 from evaluation.picture_files import picture_name, picture_settings, source_of, write_picture
 from evaluation.recipes import CompareRecipe, Sampling
-from foundation.errors import RecipeError
+from foundation.errors import DataError
+from foundation.ownership import FolderTaken
 from foundation.recipes import load_recipe
 from trainer.tokenizer_training.recipe import TokenizerRecipe
 
 HEAVY = {"torch", "transformers", "deepspeed", "streaming", "duckdb"}
 REPOSITORY = Path(__file__).resolve().parents[2]
+COMPARE = REPOSITORY / "configs/quickstart/compare.yaml"
 
 
 def start(cwd: Path, *arguments: str) -> tuple[str, set[str]]:
@@ -47,17 +49,33 @@ def test_generate(tmp_path: Path) -> None:
     assert "nothing to do" in said and not heavy
 
 
-def test_compare(tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def compared(tmp_path: Path, monkeypatch) -> CompareRecipe:
+    """The quickstart's comparison, in a folder that has the files which it depends on."""
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(CompareRecipe, REPOSITORY / "configs/quickstart/compare.yaml")
-    weights = [recipe.tokenizer / "ae.safetensors", *(m.folder / "model.safetensors" for m in recipe.models)]
-    for path in (recipe.latents / "manifest.json", *weights):
+    recipe = load_recipe(CompareRecipe, COMPARE)
+    for path in inputs_of(recipe):
         path.parent.mkdir(parents=True)
         path.write_bytes(str(path).encode())
     recipe.output.mkdir()
-    (recipe.output / "comparison.json").write_text(json.dumps({"identity": identity_of(recipe)}))
-    said, heavy = start(tmp_path, "compare", str(REPOSITORY / "configs/quickstart/compare.yaml"))
+    return recipe
+
+
+def inputs_of(recipe: CompareRecipe) -> list[Path]:
+    weights = [recipe.tokenizer / "ae.safetensors", *(m.folder / "model.safetensors" for m in recipe.models)]
+    return [recipe.latents / "manifest.json", *weights]
+
+
+def test_compare(compared: CompareRecipe) -> None:
+    (compared.output / "comparison.json").write_text(json.dumps({"identity": identity_of(compared)}))
+    said, heavy = start(Path.cwd(), "compare", str(COMPARE))
     assert "nothing to do" in said and not heavy
+
+
+def test_a_damaged_comparison_is_named(compared: CompareRecipe) -> None:
+    (compared.output / "comparison.json").write_text('{"identity": ')
+    with pytest.raises(DataError, match=r"comparison\.json is damaged .*line 1, column 14\): delete it"):
+        compare(compared)
 
 
 def test_a_comparison_is_written_beside_nothing_else(tmp_path: Path) -> None:
@@ -65,23 +83,18 @@ def test_a_comparison_is_written_beside_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "grid.png").touch()
     refuse_foreign(tmp_path)
     (tmp_path / "manifest.json").touch()
-    with pytest.raises(RecipeError, match=r"holds 'manifest\.json'"):
+    with pytest.raises(FolderTaken, match=r"holds 'manifest\.json'"):
         refuse_foreign(tmp_path)
 
 
-def test_other_weights_are_compared_anew(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(CompareRecipe, REPOSITORY / "configs/quickstart/compare.yaml")
-    weights = [recipe.tokenizer / "ae.safetensors", *(m.folder / "model.safetensors" for m in recipe.models)]
-    for path in (recipe.latents / "manifest.json", *weights):
-        path.parent.mkdir(parents=True)
-        path.write_bytes(b"old")
-    before = identity_of(recipe)
-    for path in (recipe.latents / "manifest.json", *weights):
+def test_other_weights_are_compared_anew(compared: CompareRecipe) -> None:
+    before = identity_of(compared)
+    for path in inputs_of(compared):
+        content = path.read_bytes()
         path.write_bytes(b"new")
-        assert identity_of(recipe) != before
-        path.write_bytes(b"old")
-        assert identity_of(recipe) == before
+        assert identity_of(compared) != before
+        path.write_bytes(content)
+        assert identity_of(compared) == before
 
 
 def test_tokenizer_train(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import hashlib
 
 import pytest
 
+from foundation.errors import DataError
 from foundation.files import atomic_write, commit_folder, sha256_file
+from foundation.json_files import read_json
 
 
 def test_atomic_write_replaces_only_on_success(tmp_path):
@@ -32,3 +34,32 @@ def test_commit_folder_refuses_what_is_there(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "data").write_bytes(b"bits")
     assert sha256_file(tmp_path / "data") == hashlib.sha256(b"bits").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "no JSON: Expecting value, line 1, column 1"),
+        (b'{"a": 1,\n "b": ', "no JSON: Expecting value, line 2, column 7"),
+        (b'{"a": "\xff\xfe"}', "no text: byte 7 is not UTF-8"),
+        (b"[1, 2]", "no JSON object"),
+        (b"null", "no JSON object"),
+        (b'{"b": 1}', "without a, c"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_damaged_json_file_is_named_with_where_and_how_to_mend_it(tmp_path, content, found):
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        read_json(path, "delete it and start again", "a", "c")
+    assert str(path) in str(error.value) and found in str(error.value)
+    assert str(error.value).endswith("): delete it and start again")
+    assert error.value.exit_code == 65
+
+
+def test_a_whole_json_file_is_read_and_a_missing_one_is_the_callers(tmp_path):
+    (tmp_path / "state.json").write_text('{"a": 1, "b": [2]}')
+    assert read_json(tmp_path / "state.json", "", "a") == {"a": 1, "b": [2]}
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "absent.json", "")

@@ -8,6 +8,7 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 
 from foundation.errors import ExitCode, RecipeError
+from foundation.ownership import taken_by_another
 from foundation.recipes import differing_keys, load_recipe, recipe_hash, resolved_yaml
 from foundation.sections import Problem, Section, check
 
@@ -208,6 +209,20 @@ def test_the_command_line_s_mistakes_come_with_the_file_s(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ("[5]", "sizes.0: must be a list of 2 values, found 5"),
+        ("[[1, 2], {a: 1}]", "sizes.1: must be a list of 2 values, found {'a': 1}"),
+        ("[[1, 2, 3]]", "sizes.0: list should have at most 2 items after validation, not 3, found [1, 2, 3]"),
+    ],
+)
+def test_a_list_of_fixed_length_is_told_in_the_words_of_yaml(tmp_path, sizes, said):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Recipe, write(tmp_path, GOOD), [f"sizes={sizes}"])
+    assert said in str(caught.value) and "tuple" not in str(caught.value).lower()
+
+
 def test_missing_section_and_own_check(tmp_path):
     with pytest.raises(RecipeError, match="optimizer: is missing") as caught:
         load_recipe(Recipe, write(tmp_path, "name: ''\nsteps: 1\n"))
@@ -249,6 +264,28 @@ def test_overrides(tmp_path):
 
 def test_differing_keys_are_named():
     assert differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}}) == ["a.b: 1 -> 3"]
+    assert differing_keys({"rules": [{"min": 1}, {"max": 2}]}, {"rules": [{"min": 4}]}) == [
+        "rules.0.min: 1 -> 4",
+        "rules.1: {max} -> null",
+    ]
+    assert differing_keys({"a": {"b": {"c": 1}}, "d": True}, {"d": "x"}) == [
+        "a: {b} -> null",
+        'd: true -> "x"',
+    ]
+    (long,) = differing_keys({"a": "x" * 1000}, {"a": None})
+    assert len(long) < 130
+
+
+def test_a_folder_of_another_kind_of_recipe_is_told_as_such():
+    there = {"input": {"path": ["shards"]}, "network": {"ch": 32}, "losses": {}, "output": "runs/a"}
+    taken = taken_by_another("runs/a", there, {"sources": ["a"], "rules": [], "output": "runs/a"}, "Go.")
+    assert str(taken) == (
+        "runs/a was made by a recipe of another kind (its keys: input, losses, network, output). Go."
+    )
+    assert taken is not None and taken.exit_code == 78
+    other = taken_by_another("runs/a", there, there | {"output": "runs/b"}, "Name another.")
+    assert "belongs to another recipe" in str(other) and '\n  output: "runs/a" -> "runs/b"\n' in str(other)
+    assert taken_by_another("runs/a", there, dict(there), "Name another.") is None
 
 
 @pytest.mark.parametrize(

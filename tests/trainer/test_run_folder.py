@@ -3,9 +3,12 @@ from pathlib import Path
 
 import pytest
 from small_stage import write_recipe
+from typer.testing import CliRunner
 
-from foundation.errors import RecipeError
+from foundation.errors import DataError, RecipeError
+from foundation.ownership import FolderTaken
 from foundation.recipes import load_recipe
+from trainer.cli import app
 from trainer.recipe import StageRecipe
 from trainer.run_folder import (
     EXPORT_MANIFEST,
@@ -14,6 +17,7 @@ from trainer.run_folder import (
     RunInUse,
     create_run,
     find_run,
+    first_started,
     latest_start,
     lock_run,
     take_start,
@@ -63,7 +67,7 @@ def test_a_start_that_was_refused_does_not_bind(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(RecipeError, match="not a run folder"):
+    with pytest.raises(FolderTaken, match="not a run folder"):
         find_run(recipe(tmp_path))
 
 
@@ -92,3 +96,38 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         lock_run(RunFolder(run.path))
     held.close()
     lock_run(run).close()
+
+
+def test_dry_run_prints_the_recipe_before_it_refuses_the_run_folder(tmp_path):
+    path = write_recipe(tmp_path)
+    create_run(load_recipe(StageRecipe, path)).lineage.write_text("{}")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    other = ["train", str(path), "--dry-run", "--set", "optimizer.lr=0.5"]
+    done = CliRunner().invoke(app, other)
+    assert isinstance(done.exception, FolderTaken) and done.exception.exit_code == 78
+    assert "lr: 0.5" in done.stdout and "optimizer.lr: 0.001 -> 0.5" in str(done.exception)
+    forked = CliRunner().invoke(app, [*other, "--fork"])
+    assert forked.exit_code == 0 and f"run: {tmp_path}/run-2" in forked.stdout
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("content", [b"steps: [", b"- 1", b"", b"steps: \xff"])
+def test_a_damaged_recipe_of_a_run_is_named(tmp_path: Path, content: bytes) -> None:
+    run = begin(recipe(tmp_path))
+    run.recipe.write_bytes(content)
+    with pytest.raises(DataError, match=r"run/recipe\.yaml is damaged .*: put there what .*--dry-run"):
+        find_run(recipe(tmp_path))
+
+
+def test_damaged_notes_of_a_run_are_named_and_an_empty_start_is_none(tmp_path: Path) -> None:
+    run = begin(recipe(tmp_path))
+    take_start(run, 0, ranks=2)
+    (run.starts / "0002.json").touch()  # killed while it was written
+    assert first_started(run) > 0 and latest_start(run) == 2
+    (run.starts / "0001.json").write_text('{"time": ')
+    with pytest.raises(DataError, match=r"starts/0001\.json is damaged .*: empty it"):
+        first_started(run)
+    run.export.mkdir()
+    (run.export / EXPORT_MANIFEST).write_text("{}")
+    with pytest.raises(DataError, match=r"export\.json is damaged \(without step\): remove the folder"):
+        run.finished_at()

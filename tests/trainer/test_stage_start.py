@@ -10,7 +10,7 @@ from small_stage import CAPTIONS, make_inputs, write_recipe
 
 from data_pipeline.latents import LatentDataset
 from data_pipeline.tokenize.captions import text_tokenizer_hash
-from foundation.errors import DataError, RecipeError
+from foundation.errors import DataError, RecipeError, UserError
 from foundation.recipes import load_recipe
 from models.text_tokens import train_text_tokenizer
 from models.weights import write_source
@@ -50,7 +50,7 @@ def export(inputs: Path) -> Path:
     recipe = load_recipe(StageRecipe, write_recipe(inputs))
     source = replace(open_start(recipe), tokenizer_folder=Path(recipe.tokenizer))
     write_source(source, inputs / "export")
-    record = {"vocabulary_sha256": text_tokenizer_hash(source.text_tokenizer)}
+    record = {"vocabulary_sha256": text_tokenizer_hash(source.text_tokenizer), "step": 6, "lineage": {}}
     (inputs / "export" / EXPORT_MANIFEST).write_text(json.dumps(record))
     return inputs / "export"
 
@@ -78,18 +78,23 @@ def test_latents_of_another_vocabulary_than_the_export_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("record", "words"),
+    ("record", "words", "error"),
     [
-        ('{"vocabulary_sha256": "0"}', "not the one that its model was trained with"),
-        ("{", "export.json cannot be read"),
+        (
+            '{"vocabulary_sha256": "0", "step": 6, "lineage": {}}',
+            "not the one that its model was trained with",
+            RecipeError,
+        ),
+        ("{", r"export/export.json is damaged .*line 1, column 2\): remove the folder", DataError),
+        ('{"vocabulary_sha256": "0"}', r"export.json is damaged \(without step, lineage\)", DataError),
     ],
 )
 def test_an_export_whose_record_does_not_fit_is_refused(
-    inputs: Path, export: Path, tmp_path: Path, record: str, words: str
+    inputs: Path, export: Path, tmp_path: Path, record: str, words: str, error: type[UserError]
 ) -> None:
     shutil.copytree(export, tmp_path / "export")
     (tmp_path / "export" / EXPORT_MANIFEST).write_text(record)
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises(error, match=words):
         check(inputs, **start_from(tmp_path / "export"))
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from foundation.errors import DataError
+from foundation.json_files import read_json
 from trainer.metrics import read_lines
-from trainer.run_folder import RunFolder, starts_of
+from trainer.run_folder import RunFolder, recorded_recipe, starts_of
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,11 @@ def read_run(path: Path) -> RunData:
     """
     run = RunFolder(path)
     try:
-        recipe = yaml.safe_load(run.recipe.read_text())
+        recipe = recorded_recipe(run)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} is not a run folder: it has no {run.recipe.name}. Give the `run` of a stage's recipe."
         ) from None
-    except yaml.YAMLError as error:
-        raise DataError(f"{run.recipe} cannot be read: {error}") from None
     by_step = {line["step"]: line for line in read_lines(run.metrics) if "step" in line}
     return RunData(
         run=run,
@@ -73,9 +69,6 @@ def read_run(path: Path) -> RunData:
 
 def _json_or_empty(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
-        return values
+        return read_json(path, "delete it; the report goes without")
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None

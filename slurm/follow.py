@@ -30,7 +30,9 @@ REASONS = {
     "Dependency": "waits for the job before it",
     "DependencyNeverSatisfied": "the job before it has failed",
     "BeginTime": "was just put back into the queue",
-    "JobHeldUser": "held: scontrol release",
+    "JobHeldUser": "held; `scontrol release {job}` lets it go on",
+    "launch_failed_requeued_held": "a node could not start it; `scontrol release {job}` lets it go on",
+    "job_requeued_in_held_state": "held; `scontrol release {job}` lets it go on",
     "JobHeldAdmin": "held by the cluster's people",
     "ReqNodeNotAvail": "the nodes it may use are down or reserved",
     "PartitionTimeLimit": "asks for more time than its partition gives",
@@ -85,7 +87,8 @@ def _row(folder: JobFolder) -> Row:
     waiting = job.get("JobState") == "PENDING"
     reason = job.get("Reason", "").partition(",")[0]
     last = (folder.lines("end") or [{"why": ""}])[-1]
-    why = f"{reason}: {REASONS.get(reason, 'see `man squeue`')}" if waiting else str(last["why"])
+    told = REASONS.get(reason, "see `man squeue`").format(job=number)
+    why = f"{reason}: {told}" if waiting else str(last["why"])
     output = folder.path.parent if folder.path.name == "slurm" else folder.path.with_suffix("")
     common = {
         "path": str(output),

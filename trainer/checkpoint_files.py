@@ -30,11 +30,7 @@ FORMAT = 1
 
 
 class StaleStart(UserError):
-    """A newer start of the run has taken over.
-
-    No fault: the run goes on there. Under srun a rank that failed would have its step ended, by a number that
-    the newer start's step has as well.
-    """
+    """A newer start of the run has taken over. No fault: the run goes on there."""
 
     exit_code = ExitCode.REQUEUE
 

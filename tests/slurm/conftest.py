@@ -44,10 +44,16 @@ def undisturbed(lab: Lab) -> Run:
     return run
 
 
+@pytest.fixture(autouse=True)
+def whole(request: pytest.FixtureRequest) -> None:
+    """Each test finds four idle nodes and no job, whatever became of the one before."""
+    if "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").mend()
+
+
 @pytest.fixture
-def faulty(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster for a test that breaks it: needs namespaces; whole again afterwards."""
+def faulty(cluster: Cluster) -> Cluster:
+    """The cluster for a test that breaks it: needs namespaces."""
     if not cluster.namespaces:
         pytest.skip("crashing a node or cutting it off needs network namespaces, which only root may make")
-    yield cluster
-    cluster.mend()
+    return cluster

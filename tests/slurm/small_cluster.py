@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster_configuration import CONFIGURATION
 from node_network import (
     PATH,
     PREFIX,
@@ -28,53 +29,6 @@ from processes import descendants, die_with_parent, free_port, kill, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 CPUS, MEMORY_MB = 16, 64000  # of a node, as Slurm is told
-
-CONFIGURATION = """\
-ClusterName=small
-SlurmctldHost={controller}({controller_address})
-SlurmctldPort={controller_port}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-CredType=cred/munge
-AuthInfo=socket={base}/munge.socket,cred_expire=5
-StateSaveLocation={base}/state
-SlurmdSpoolDir={base}/spool.%n
-SlurmctldPidFile={base}/slurmctld.pid
-SlurmdPidFile={base}/slurmd.%n.pid
-SlurmctldLogFile={base}/slurmctld.log
-SlurmdLogFile={base}/slurmd.%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-SwitchType=switch/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-SlurmdParameters=config_overrides
-SchedulerParameters=sched_interval=2,bf_interval=2,bf_continue,batch_sched_delay=0,sched_min_interval=0
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
-SlurmdTimeout=5
-SlurmctldTimeout=5
-MessageTimeout=3
-TCPTimeout=1
-KillWait=5
-ReturnToService=2
-RequeueExit=75
-MinJobAge=86400
-JobCompType=jobcomp/filetxt
-JobCompLoc={base}/jobcomp.txt
-AccountingStorageType=accounting_storage/none
-MailProg=/bin/true
-PropagatePrioProcess=1
-GresTypes=gpu
-{nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace} \
-DefMemPerCPU=100
-PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF DefMemPerCPU=100
-PartitionName=closed Nodes=ALL MaxTime=60 State=UP AllowGroups=nobody-is-in-it
-"""
 
 
 def why_not() -> str | None:
@@ -125,6 +79,8 @@ class Cluster:
             self.controller_address = "127.0.0.1"
             self.nodes = {n: Node(n, "127.0.0.1", free_port()) for n in names}
         self.environment = os.environ | {"SLURM_CONF": str(self.base / "slurm.conf"), "PATH": PATH}
+        # Ranks start as fast as a user's do: no module of ours is compiled again each time.
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     # --- the whole ------------------------------------------------------------------------------------------
 
@@ -174,7 +130,9 @@ class Cluster:
         return dict(part.partition("=")[::2] for part in text.split(" ") if "=" in part)
 
     def mend(self) -> None:
-        """Whole again: links up, nodes and controller running, no jobs."""
+        """Whole again: links up, nodes and controller running, no jobs, no node drained."""
+        if self._controller is not None and self._controller.poll() is not None:
+            self.start_controller()
         self.run("scancel", "--user", str(os.geteuid()))
         for name, node in self.nodes.items():
             if self.namespaces:
@@ -184,6 +142,9 @@ class Cluster:
             if node.process is None:
                 self.start_node(name)
         self._hidden.clear()
+        drained = [name for name, state in self.states().items() if state.startswith("DRAIN")]
+        if drained:
+            self.run("scontrol", "update", f"nodename={','.join(drained)}", "state=resume")
         idle = dict.fromkeys(self.nodes, "IDLE")
         wait_until(lambda: self.states() == idle, 60, "idle nodes")
 

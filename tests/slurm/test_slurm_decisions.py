@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import ExitCode
+from slurm import follow
 from slurm.after import Decision, Start, decide, run_of, this_start
 from slurm.checks import gpus_of, node_range, seconds_of
 from slurm.controller import fields
@@ -52,6 +53,17 @@ def test_three_starts_without_progress_are_the_last(tmp_path: Path) -> None:
         assert end(tmp_path, 137).again
         take_start(run, 0, 2)
     assert not end(tmp_path, 137).again
+
+
+def test_a_job_that_slurm_holds_is_told_with_what_lets_it_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    JobFolder.of_run(tmp_path).note("submitted", 7)
+    held = {"JobState": "PENDING", "Reason": "launch_failed_requeued_held"}
+    monkeypatch.setattr(follow, "_own_jobs", list)
+    monkeypatch.setattr(follow, "_state_of", lambda number, folder: held)
+    (row,) = follow.rows([tmp_path])
+    assert "a node could not start it; `scontrol release 7` lets it go on" in row.why
 
 
 def test_ends_before_the_first_step_are_counted_too(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import signal
 import sys
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 from slurm_runs import EVERY, STEPS, Lab, Run, lines
-from small_cluster import Cluster, wait_until
+from small_cluster import Cluster, kill, wait_until
 
 START = re.compile(r"^bitdance: start \d+ of job .*, (\S+)$", re.MULTILINE)
 
@@ -96,13 +97,39 @@ def test_a_node_that_is_cut_off_goes_on_and_cannot_commit(
     struck, name = time.time(), run.batch_host()
     faulty.set_link(name, up=False)
     run.wait(lambda: "this one (start 1) may save no more" in log.read_text(), "the fence")
-    time.sleep(max(0.0, 40 - (time.time() - struck)))
-    faulty.set_link(name, up=True)
+    goes_on_elsewhere(run, undisturbed, name, struck)
+    report("a link down for 40 s, both ranks behind it", run, struck)
+
+
+@pytest.mark.parametrize("victim", ["worker", "batch host"])
+def test_a_link_that_is_down_for_a_while(lab: Lab, undisturbed: Run, faulty: Cluster, victim: str) -> None:
+    """The ranks on both sides wait for each other; the one that is cut off breaks when the link is back, and
+    what started it ends its step.
+    """
+    run = lab.submit(f"link-{victim.split()[0]}", steps=5000)
+    run.wait_for_step(7)
+    struck, name = time.time(), worker(run) if victim == "worker" else run.batch_host()
+    stale = rank_process(faulty, name)
+    faulty.set_link(name, up=False)
+    goes_on_elsewhere(run, undisturbed, name, struck, stale)
+    report(f"a link down for 40 s ({victim})", run, struck)
+
+
+def goes_on_elsewhere(run: Run, undisturbed: Run, name: str, struck: float, stale: int | None = None) -> None:
+    """The link of the node ``name`` comes back 40 s after it went, and the rank ``stale`` there dies; the
+    next start is not disturbed by that.
+    """
+    cluster = run.cluster
     run.wait(lambda: len(run.events("started")) == 2, "the replacement")
-    report("a link down for 40 s", run, struck)
-    saved = run.events("saved")[-1]["step"]
-    run.wait_for_step(max(STEPS, saved + 2 * EVERY))  # the node that is back disturbs nothing
-    lab.bitdance("cancel", str(run.path))
+    time.sleep(max(0.0, 40 - (time.time() - struck)))
+    cluster.set_link(name, up=True)
+    if stale is not None:
+        kill(stale)
+    stale_ranks = partial(cluster.processes, name, "-m slurm.rank")
+    wait_until(lambda: not stale_ranks(), 60, "the end of the ranks that were cut off")
+    wait_until(lambda: cluster.states()[name] == "IDLE", 60, "the node's return")
+    run.wait_for_step(max(STEPS, run.metrics()[-1]["step"] + 2 * EVERY))
+    assert run.cluster.job(run.number)["Restarts"] == "1"
     assert run.curve()[:STEPS] == undisturbed.curve()
     assert [line["step"] for line in run.metrics()] == list(range(len(run.metrics())))
     assert_no_stale_write(run)

@@ -151,7 +151,7 @@ class BatchPlan:
                     or "none"
                 )
                 problems.add(
-                    f"ratio.{resolution}", "the dataset has no samples of this class", f"it has {have}"
+                    f"data.ratio.{resolution}", "the dataset has no samples of this class", f"it has {have}"
                 )
             elif not _bad_grids(index, p, problems):
                 self._streams[resolution] = _ClassStream(index, recipe, p, template)
@@ -191,7 +191,7 @@ class BatchPlan:
         try:
             assign(lengths, lengths, self.ranks, self.recipe.max_tokens)
         except ValueError as error:
-            problems.add("global_batch_size", f"not every step could be cut: {error}")
+            problems.add("data.global_batch_size", f"not every step could be cut: {error}")
 
 
 class _ClassStream:
@@ -271,10 +271,10 @@ def _check_lengths(stream: _ClassStream, dataset: LatentSource, max_tokens: int,
         problems.add(
             f"{resolution}/{sample_id}",
             f"the sample {record.key!r} ({record.h}x{record.w} tokens, {record.n_text} of caption) does not "
-            f"fit into max_tokens = {max_tokens}",
+            f"fit into data.max_tokens = {max_tokens}",
             f"the longest of its class takes up to {stream.longest}",
         )
     if count > len(first):
         problems.add(
-            f"class {resolution}", f"{count - len(first)} more samples do not fit", "raise max_tokens"
+            f"class {resolution}", f"{count - len(first)} more samples do not fit", "raise data.max_tokens"
         )

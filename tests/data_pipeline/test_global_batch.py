@@ -167,8 +167,10 @@ def test_samples_that_cannot_fit_are_refused_by_key_with_everything_else_that_is
     with pytest.raises(RecipeError) as caught:
         make_plan(max_tokens=270, ratio={64: 1, 256: 1, 512: 1, 1024: 0})
     message = str(caught.value)
-    assert "key-256-" in message and "max_tokens = 270" in message and "more samples do not fit" in message
-    assert "ratio.512: the dataset has no samples of this class (it has 64, 128, 256)" in message
+    assert (
+        "key-256-" in message and "data.max_tokens = 270" in message and "more samples do not fit" in message
+    )
+    assert "data.ratio.512: the dataset has no samples of this class (it has 64, 128, 256)" in message
     assert "key-64-" not in message and "1024" not in message
 
 
@@ -182,7 +184,9 @@ def test_the_longest_case_of_a_sample_counts() -> None:
 
 @pytest.mark.parametrize(("batch", "ranks"), [(3, 4), (10, 4)])
 def test_a_batch_that_no_packing_can_hold_is_refused(batch: int, ranks: int) -> None:
-    with pytest.raises(RecipeError, match=f"equally many for each of {ranks} ranks"):
+    with pytest.raises(
+        RecipeError, match=rf"data\.global_batch_size: .*equally many for each of {ranks} ranks"
+    ):
         make_plan(ranks, global_batch_size=batch, ratio={256: 1}, max_tokens=300)
 
 
@@ -192,5 +196,5 @@ def test_grids_that_patches_do_not_tile_are_refused() -> None:
 
 
 def test_an_empty_class_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"ratio.64: the dataset has no samples"):
+    with pytest.raises(RecipeError, match=r"data\.ratio\.64: the dataset has no samples"):
         make_plan(samples={64: 0, 128: 10, 256: 5})

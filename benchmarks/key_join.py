@@ -74,22 +74,22 @@ def main() -> None:
         path = Path(place) / "kept.parquet"
         synthesize(path, rows)
         started = time.monotonic(), time.process_time()
-        with index_folder(KeepSection(rows=str(path), by="uid")) as index:
-            clock, cpu = time.monotonic() - started[0], time.process_time() - started[1]
-            size = sum(file.stat().st_size for file in index.iterdir())
-            print(f"index, once: {clock:.1f} s, {cpu:.1f} of processor time, {size / rows:.0f} bytes a row")
-            kept = KeptRows("uid", index)
-            scattered = np.random.default_rng(0).choice(rows, count, replace=False).tolist()
-            start = rows // 3
-            for name, numbers in ("scattered", scattered), ("side by side", range(start, start + count)):
-                keys = [uid(number) for number in numbers]
-                assert kept.rows(keys) == scan(path, keys)
-                by_scan = seconds(lambda keys=keys: scan(path, keys))
-                by_index = seconds(lambda keys=keys: kept.rows(keys))
-                print(
-                    f"{count} of {rows} rows, {name}: scan {by_scan:.3f} s, index {by_index:.3f} s, "
-                    f"ratio {by_scan / by_index:.1f}"
-                )
+        index = index_folder(KeepSection(rows=str(path), by="uid"))
+        clock, cpu = time.monotonic() - started[0], time.process_time() - started[1]
+        size = sum(file.stat().st_size for file in index.iterdir())
+        print(f"index, once: {clock:.1f} s, {cpu:.1f} of processor time, {size / rows:.0f} bytes a row")
+        kept = KeptRows("uid", index)
+        scattered = np.random.default_rng(0).choice(rows, count, replace=False).tolist()
+        start = rows // 3
+        for name, numbers in ("scattered", scattered), ("side by side", range(start, start + count)):
+            keys = [uid(number) for number in numbers]
+            assert kept.rows(keys) == scan(path, keys)
+            by_scan = seconds(lambda keys=keys: scan(path, keys))
+            by_index = seconds(lambda keys=keys: kept.rows(keys))
+            print(
+                f"{count} of {rows} rows, {name}: scan {by_scan:.3f} s, index {by_index:.3f} s, "
+                f"ratio {by_scan / by_index:.1f}"
+            )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from data_pipeline.manifest import (
     parse_manifest,
     raw_positions,
 )
+from data_pipeline.own_cache import own_cache
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord
 from data_pipeline.shard_cache import ShardCache
 from foundation.errors import DataError
@@ -270,12 +270,6 @@ class _OpenShards:
 
 
 def _cache_folder(dataset: str, cache: str | None) -> Path:
-    """The folder for one dataset's copies; made, and refused where it is another user's."""
-    if cache is None:
-        folder = Path(tempfile.gettempdir()) / f"bitdance-latents-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise DataError(f"{folder} belongs to another user: give a cache folder of your own")
-    else:
-        folder = Path(cache)
+    """The folder for one dataset's copies, by default in one of the user's own."""
+    folder = own_cache("latents") if cache is None else Path(cache)
     return folder / hashlib.sha256(dataset.encode()).hexdigest()[:16]

@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.ingest.key_index import KeyIndex, build_index, open_table_query, table_version
-from data_pipeline.ingest.made_once import make_once
+from data_pipeline.ingest.key_index import (
+    KeyIndex,
+    build_index,
+    open_table_query,
+    remote_version,
+    table_version,
+)
+from data_pipeline.ingest.made_once import make_once, sweep_unused, touch
 from data_pipeline.ingest.recipe import KeepSection
 from data_pipeline.ingest.samples import RawSample, printable
 from data_pipeline.ingest.storage import is_remote
-from data_pipeline.metadata.schema import COLUMNS, SCORES, sql_text
+from data_pipeline.metadata.schema import COLUMNS, IDENTITIES, SCORES, sql_text
+from data_pipeline.own_cache import own_cache
+from foundation.partials import PARTIAL_SUFFIX, sweep_abandoned
 
 
-@contextmanager
-def index_folder(section: KeepSection) -> Iterator[Path]:
+def index_folder(section: KeepSection) -> Path:
     """The folder of the rows' index, built where it is missing.
 
     It lies beside the rows, for all jobs and hosts that want it, and is called after the rows' content; where
-    nothing can be written there (on S3, or without the right to), it is a temporary one that goes at the end.
+    nothing can be written there (on S3, or without the right to), in the user's folder in TMPDIR, for all
+    jobs of this host. What was made of rows that were replaced is removed once no task has used it for a day,
+    and so is everything in TMPDIR.
 
     Raises:
         DataError: the rows are missing, or are not what the filter writes.
         StoreUnreachable: their store does not answer.
     """
-    build = partial(build_index, section.rows, section.by)
-    beside = Path(section.rows).parent
-    if not is_remote(section.rows):
-        folder = beside / f"{Path(section.rows).stem}-by-{section.by}-{table_version(Path(section.rows))}"
-        if folder.is_dir() or os.access(beside, os.W_OK):
-            make_once(folder, build)
-            yield folder
-            return
-    with tempfile.TemporaryDirectory(prefix="bitdance-kept-") as place:
-        build(Path(place))
-        yield Path(place)
+    rows = Path(section.rows)
+    remote = is_remote(section.rows)
+    version = remote_version(section.rows) if remote else table_version(rows)
+    name = f"{rows.stem}-by-{section.by}-{version}"
+    beside = not remote and ((rows.parent / name).is_dir() or os.access(rows.parent, os.W_OK))
+    place = rows.parent if beside else own_cache("kept")
+    table = re.escape(rows.stem) if beside else ".+"
+    index = re.compile(rf"{table}-by-({'|'.join(IDENTITIES)})-[0-9a-f]{{12}}")
+    current = version if beside else name
+    old = (path for path in place.iterdir() if index.fullmatch(path.name) and not path.name.endswith(current))
+    sweep_unused(old)
+    sweep_abandoned(place.glob(f".*-by-*{PARTIAL_SUFFIX}"))
+    make_once(place / name, partial(build_index, section.rows, section.by))
+    touch(place / name)
+    return place / name
 
 
 class KeptRows:
@@ -54,6 +67,7 @@ class KeptRows:
 
     def __init__(self, by: str, index: Path):
         self.by = by
+        self.folder = index
         self.index = KeyIndex(index)
 
     def rows(self, identities: Iterable[Any]) -> dict[Any, dict[str, Any]]:
@@ -61,6 +75,7 @@ class KeptRows:
 
         Of several rows of one identity the table's last counts.
         """
+        touch(self.folder)
         wanted = list({value for value in identities if value is not None})
         return {
             key: {"caption": caption, "scores": known_scores(zip(SCORES, scores, strict=True))}

@@ -10,15 +10,16 @@ dead), the second to finish gives way.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from foundation.files import commit_folder
-from foundation.partials import PARTIAL_SUFFIX, last_change, partial_path, sweep_abandoned
+from foundation.partials import ABANDONED_SECONDS, PARTIAL_SUFFIX, last_change, partial_path, sweep_abandoned
 from foundation.progress import say
 
 POLL_SECONDS = 1.0
@@ -52,6 +53,28 @@ def make_once(final: Path, make: Callable[[Path], None]) -> None:
                 say(f"Another process is making {final}; waiting for it")
             waiting = True
             time.sleep(POLL_SECONDS)
+
+
+def touch(folder: Path) -> None:
+    """Say that a folder that was made is in use, as far as that is allowed here."""
+    with contextlib.suppress(OSError):
+        os.utime(folder)
+
+
+def sweep_unused(folders: Iterable[Path]) -> None:
+    """Remove those of the folders, made by `make_once`, that were made or touched last more than a day ago.
+
+    Whoever uses one touches it with each task. One who has been silent for longer all the same loses nothing
+    on this host: files that are open or mapped stay readable until they are closed. (On NFS another host's
+    would not, which is why the day.)
+    """
+    for folder in folders:
+        with contextlib.suppress(OSError):  # another's, or gone meanwhile
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                # At once, since nobody is to find half of it; under a name that tells of whom it was.
+                gone = partial_path(folder)
+                os.rename(folder, gone)
+                shutil.rmtree(gone)
 
 
 def _make(working: Path, final: Path, make: Callable[[Path], None]) -> None:

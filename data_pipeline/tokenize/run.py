@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -213,12 +212,12 @@ def _do(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> dict[int, str
 
     processes = min(recipe.compute.processes, len(missing))
     # Before any task, once for all processes.
-    with index_folder(recipe.keep) if recipe.keep else nullcontext() as index:
-        if processes == 1:
-            outcomes = work_here(recipe, plan, index, missing)
-        else:
-            outcomes = work_in_processes(recipe, plan, index, missing, processes)
-        return {n: reason for n, reason in track(outcomes, "Tokenizing shards", len(missing)) if reason}
+    index = index_folder(recipe.keep) if recipe.keep else None
+    if processes == 1:
+        outcomes = work_here(recipe, plan, index, missing)
+    else:
+        outcomes = work_in_processes(recipe, plan, index, missing, processes)
+    return {n: reason for n, reason in track(outcomes, "Tokenizing shards", len(missing)) if reason}
 
 
 def parse_slice(text: str | None) -> Slice | None:

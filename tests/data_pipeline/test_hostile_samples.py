@@ -143,8 +143,8 @@ def test_strange_identities_join_nothing(tmp_path):
     section = InputSection(kind="jsonl", path=[str(tmp_path / "m.jsonl")])
     for by, key in (("hash", 7), ("url", "https://a.example/1")):
         (shard,) = list_shards(section)
-        with index_folder(KeepSection(rows=str(tmp_path / "kept.parquet"), by=by)) as index:
-            assert list(KeptRows(by, index).rows(shard_identities(shard, section, by))) == [key]
+        index = index_folder(KeepSection(rows=str(tmp_path / "kept.parquet"), by=by))
+        assert list(KeptRows(by, index).rows(shard_identities(shard, section, by))) == [key]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("what nobody foresaw"), OSError(5, "Input/output error")])

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -46,8 +47,7 @@ def plain_join(keys, wanted):
 
 
 def lookup(path, by, wanted):
-    with index_folder(KeepSection(rows=str(path), by=by)) as index:
-        return KeptRows(by, index).rows(wanted)
+    return KeptRows(by, index_folder(KeepSection(rows=str(path), by=by))).rows(wanted)
 
 
 @pytest.fixture
@@ -100,11 +100,43 @@ def test_the_index_is_built_once_and_anew_for_another_table(tmp_path, monkeypatc
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_an_index_of_replaced_rows_goes_once_nobody_has_used_it_for_a_day(tmp_path):
+    path, folders = tmp_path / "kept.parquet", []
+    for moment, keys in enumerate(["ab", "bc", "cd"]):
+        write_kept(path, "uid", list(keys))
+        os.utime(path, (moment, moment))
+        folders.append(index_folder(KeepSection(rows=str(path), by="uid")))
+    assert all(folder.is_dir() for folder in folders)  # made a moment ago
+    mine = tmp_path / "kept-by-hand"
+    mine.mkdir()
+    users = [KeptRows("uid", folder) for folder in folders]
+    for folder in (*folders, mine):
+        os.utime(folder, (time.time() - 86_460,) * 2)
+    users[1].rows(["b"])  # which says that it is in use
+    assert index_folder(KeepSection(rows=str(path), by="uid")) == folders[2]
+    assert sorted(p for p in tmp_path.iterdir() if p != path) == sorted([mine, *folders[1:]])
+    assert users[0].rows(["b"]) == plain_join("ab", "b")  # open files outlive their names
+
+
 def test_rows_in_a_folder_that_cannot_be_written_are_indexed_elsewhere(tmp_path, monkeypatch):
-    write_kept(tmp_path / "kept.parquet", "uid", ["a", "b"])
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write_kept(rows / "kept.parquet", "uid", ["a", "b"])
     monkeypatch.setattr(os, "access", lambda *a, **more: False)  # root may write everywhere
-    assert lookup(tmp_path / "kept.parquet", "uid", ["b"]) == plain_join("ab", "b")
-    assert [p.name for p in tmp_path.iterdir()] == ["kept.parquet"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    section = KeepSection(rows=str(rows / "kept.parquet"), by="uid")
+    folder = index_folder(section)
+    assert KeptRows("uid", folder).rows(["b"]) == plain_join("ab", "b")
+    assert [p.name for p in rows.iterdir()] == ["kept.parquet"]
+    assert folder.parent == tmp_path / f"bitdance-kept-{os.getuid()}"
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    other = folder.with_name("other-by-url-0123456789ab")
+    other.mkdir()
+    for old in (folder, other):
+        os.utime(old, (time.time() - 86_460,) * 2)
+    before = (folder / "rows.arrow").stat().st_mtime_ns
+    assert index_folder(section) == folder and (folder / "rows.arrow").stat().st_mtime_ns == before
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_what_is_not_the_filters_is_refused_and_leaves_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Metadata and image shards on S3: an S3 server of moto's on loopback, in its own process."""
 
 import os
+import tempfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,15 +44,31 @@ def test_filter_reads_from_s3_and_says_no_secret(bucket, tmp_path, capsys):
     run_filter(FilterRecipe.model_validate(values))
     assert pq.read_table(tmp_path / "out" / "kept.parquet")["url"].to_pylist() == ["b", "c"]
     s3fs.S3FileSystem().put(str(tmp_path / "out" / "kept.parquet"), f"{bucket}/kept.parquet")
-    with index_folder(KeepSection(rows=f"{bucket}/kept.parquet", by="url")) as index:
-        assert list(KeptRows("url", index).rows(["a", "c"])) == ["c"]
-    assert not index.exists()
+    check_index_on_s3(f"{bucket}/kept.parquet", tmp_path)
     with pytest.raises(DataError, match="no such file"):
         run_filter(FilterRecipe.model_validate(values | {"sources": [f"{bucket}/none/*.parquet"]}))
     written = b"".join(p.read_bytes() for p in (tmp_path / "out").iterdir())
     output = capsys.readouterr()
     assert SECRET.encode() not in written and SECRET not in output.out + output.err
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == SECRET
+
+
+def check_index_on_s3(address, folder):
+    """The index is built once an object, in the user's folder for temporary files."""
+    import s3fs
+
+    section = KeepSection(rows=address, by="url")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        index = index_folder(section)
+        made = (index / "rows.arrow").stat().st_mtime_ns
+        assert list(KeptRows("url", index).rows(["a", "c"])) == ["c"]
+        assert index_folder(section) == index and (index / "rows.arrow").stat().st_mtime_ns == made
+        table = pq.read_table(folder / "out" / "kept.parquet").slice(0, 1)
+        pq.write_table(table, folder / "other.parquet")
+        s3fs.S3FileSystem().put(str(folder / "other.parquet"), address)
+        assert index_folder(section) != index
+        assert list(KeptRows("url", index_folder(section)).rows(["b", "c"])) == ["b"]
 
 
 KINDS = ["webdataset", "folder", "classes", "class_tars", "jsonl", "parquet"]
@@ -82,7 +99,7 @@ def test_a_store_that_lets_nobody_in_says_nothing_about_the_data(bucket, tmp_pat
         lambda: list(read_shard(Shard(f"{bucket}/x.tar", 1), section["webdataset"])),
         lambda: list(read_shard(Shard(f"{bucket}/x", 1, 0, 1), section["folder"])),
         lambda: shard_identities(Shard(f"{bucket}/x.tar", 1), section["webdataset"], "uid"),
-        lambda: index_folder(KeepSection(rows=f"{bucket}/kept.parquet", by="url")).__enter__(),
+        lambda: index_folder(KeepSection(rows=f"{bucket}/kept.parquet", by="url")),
     ]
     try:
         for attempt in tries:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,19 +68,18 @@ def load_pictures(recipe: TokenizerRecipe) -> list[PictureGroup]:
 
 def _samples(recipe: TokenizerRecipe) -> Iterator[RawSample | Refused]:
     """The kept samples of all shards, in the shards' order."""
-    with index_folder(recipe.keep) if recipe.keep else nullcontext() as index:
-        kept = KeptRows(recipe.keep.by, index) if recipe.keep and index else None
-        for shard in track(list_shards(recipe.input), "Reading shards"):
-            samples = list(read_shard(shard, recipe.input))
-            if kept is not None:
-                names = [identity(sample, kept.by) for sample in samples if isinstance(sample, RawSample)]
-                rows = kept.rows(names)
-                samples = [
-                    sample
-                    for sample in samples
-                    if isinstance(sample, Refused) or identity(sample, kept.by) in rows
-                ]
-            yield from samples
+    kept = KeptRows(recipe.keep.by, index_folder(recipe.keep)) if recipe.keep else None
+    for shard in track(list_shards(recipe.input), "Reading shards"):
+        samples = list(read_shard(shard, recipe.input))
+        if kept is not None:
+            names = [identity(sample, kept.by) for sample in samples if isinstance(sample, RawSample)]
+            rows = kept.rows(names)
+            samples = [
+                sample
+                for sample in samples
+                if isinstance(sample, Refused) or identity(sample, kept.by) in rows
+            ]
+        yield from samples
 
 
 def pictures_hash(groups: list[PictureGroup]) -> str:

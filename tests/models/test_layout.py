@@ -209,9 +209,11 @@ def test_no_samples_pack_into_one_idle_token() -> None:
     assert not any(len(x) for x in (batch.vision_at, batch.predict_at, batch.t, batch.text_at, batch.keys))
 
 
-def test_flips_have_their_share() -> None:
-    flips = draw_flips((400, 400), 0.1, torch.Generator().manual_seed(0))
+def test_flips_have_their_share_and_their_order_of_draws() -> None:
+    flips, generator = draw_flips((400, 400), 0.1, torch.Generator().manual_seed(0)), torch.Generator()
     assert flips.float().mean().item() == pytest.approx(0.05, abs=0.002)
+    a, b = torch.rand(2, 400, 400, generator=generator.manual_seed(0))
+    assert torch.equal(flips, a < 0.1 * b)
 
 
 BAD_SAMPLES = {

@@ -95,10 +95,10 @@ def _generate(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RecipeError(f"--device {device}: torch sees no GPU here; leave the option out, or give cpu")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    say(f"{model}: {device}, {dtype}, {describe_attention(torch.device(device).type)}")
     try:
         generator = PictureGenerator(model, tokenizer, device, getattr(torch, dtype))
         generator.check([request.prompt for request in todo], *size, sampling)
+        say(f"{model}: {device}, {dtype}, {describe_attention(torch.device(device).type)}")
         for request in todo:
             generate_files(generator, request, size, sampling)
             for path in request.paths:

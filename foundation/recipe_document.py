@@ -125,15 +125,14 @@ class RecipeDocument:
             if (*place, part) in self._lines or self._sets((*place, part)):
                 place, rest = (*place, part), location[index + 1 :]
         name = _dotted((*place, *rest))
-        for end in range(len(place), 0, -1):
-            if place[:end] in self._overridden:
-                return 0, f"--set {self._overridden[place[:end]]}" + (f": {name}" if rest else "")
-            if place[:end] in self._lines:
-                line = self._lines[place[:end]]
-                return line, f"{self.path}:{line}: {name}"
-            below = next(text for at, text in self._overridden.items() if at[:end] == place[:end])
-            return 0, f"--set {below}: {name}"
-        return 0, f"{self.path}: {name}" if name else str(self.path)
+        if not place:
+            return 0, f"{self.path}: {name}" if name else str(self.path)
+        if place in self._overridden:
+            return 0, f"--set {self._overridden[place]}" + (f": {name}" if rest else "")
+        if place in self._lines:
+            return self._lines[place], f"{self.path}:{self._lines[place]}: {name}"
+        below = next(text for at, text in self._overridden.items() if at[: len(place)] == place)
+        return 0, f"--set {below}: {name}"
 
     def _sets(self, location: Location) -> bool:
         return any(place[: len(location)] == location for place in self._overridden)

@@ -6,10 +6,11 @@ token, of the gated product its two factors.
 
 import importlib
 import importlib.util
-from unittest import mock
 
 from transformers import Qwen3ForCausalLM
 from transformers.models.qwen3 import modeling_qwen3
+
+from models.exchange import exchanged
 
 
 def why_not_fused(device_type: str) -> str | None:
@@ -28,7 +29,7 @@ def fuse_kernels(llm: Qwen3ForCausalLM) -> None:
     liger = importlib.import_module("liger_kernel.transformers")
     # The package also exchanges the classes of models to come; those may be for the CPU, and stay.
     own = {name: getattr(modeling_qwen3, name) for name in ("Qwen3RMSNorm", "Qwen3MLP")}
-    with mock.patch.multiple(modeling_qwen3, **own):
+    with exchanged(modeling_qwen3, **own):
         liger.apply_liger_kernel_to_qwen3(
             model=llm,
             rope=False,

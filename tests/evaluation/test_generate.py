@@ -141,3 +141,4 @@ def test_a_broken_tokenizer_is_named(folder: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, RecipeError) and f"{path}: not a whole safetensors file" in str(
         result.exception
     )
+    assert not result.stdout, "nothing is announced that is not done"

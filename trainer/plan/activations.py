@@ -12,13 +12,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.backbone import Backend, run_backbone
+from models.exchange import exchanged
 from models.layout import PackedBatch, position_embedding
 from models.text_to_image import TextToImageConfig, TextToImageModel
 from trainer.adapters import add_adapters
@@ -172,7 +172,7 @@ def _build(
         if lora is not None:
             # Adapters are made where and as they should be; peft moves them there all the same, and modules
             # of fake tensors cannot be moved.
-            with mock.patch.object(nn.Module, "to", lambda module, *_, **__: module):
+            with exchanged(nn.Module, to=lambda module, *_, **__: module):
                 add_adapters(model, lora)
         model.train()
     finally:

@@ -172,7 +172,7 @@ class _Filtering:
                 continue
             result = self.connection.execute(query)
             names = [column[0] for column in result.description or ()]
-            for name, count in zip(names, result.fetchone() or (), strict=True):
+            for name, count in zip(names, result.fetchall()[0], strict=True):
                 counts[name] = counts.get(name, 0) + count
         for name, count in counts.items():
             if count:
@@ -216,7 +216,7 @@ class _Filtering:
         A histogram finds the bin, then only that bin is sorted.
         """
         bounds = f"SELECT min({column}), max({column}), count({column}) FROM ({self.rows})"
-        low, high, count = self.connection.execute(bounds).fetchone() or (None, None, 0)
+        ((low, high, count),) = self.connection.execute(bounds).fetchall()
         if not count:
             return None
         if n > count or low == high:
@@ -280,7 +280,8 @@ class _Filtering:
 
     def _count(self, rows: str) -> int:
         table = rows if rows.isidentifier() else f"({rows})"
-        return int((self.connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,))[0])
+        # Not `fetchone`, which leaves the result open: DuckDB refuses other work on its connection then.
+        return int(self.connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
 
     def _write_subset(self) -> None:
         kept = sql_text(str(self.partial / "kept.parquet"))

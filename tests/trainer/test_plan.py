@@ -47,6 +47,7 @@ def test_a_plan_that_fits(here):
     assert answer["batch"]["utilization"] > 0.95 and answer["batch"]["imbalance"] < 1.03
     assert 1.0e12 < answer["dataset_bytes"] < 1.3e12  # 256M pictures of 1, 4 and 16 KiB as 2:7:1
     assert any("pt is not here" in line for line in answer["assumptions"])
+    assert any("an upper bound: those of fused_kernels = auto" in line for line in answer["assumptions"])
 
 
 def test_a_plan_that_does_not_fit_says_what_would(here):
@@ -54,8 +55,8 @@ def test_a_plan_that_does_not_fit_says_what_would(here):
     code, answer = plan(str(SMALL), *large, "--set", "activation_checkpointing=false")
     assert code == 78 and not answer["fits"]
     assert any("activation_checkpointing: true" in line for line in answer["remedies"])
-    code, answer = plan(str(SMALL), *large)
-    assert code == 0 and answer["fits"]
+    code, answer = plan(str(SMALL), *large, "--set", "fused_kernels=never")
+    assert code == 0 and answer["fits"] and not any("fused" in line for line in answer["assumptions"])
 
 
 def test_the_answer_for_a_person(here):

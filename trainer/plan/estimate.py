@@ -120,6 +120,11 @@ def make_plan(recipe: StageRecipe, recipe_path: Path, ranks: int, gpu_name: str,
     model = model_size(recipe, recipe_path)
     config = model.config
     assumptions = list(model.assumptions)
+    if recipe.fused_kernels != "never":
+        assumptions.append(
+            "activations are counted with torch's norms and SwiGLU, an upper bound: those of fused_kernels = "
+            f"{recipe.fused_kernels} keep less of a layer"
+        )
     bits = config.head.ch_target
     dataset = open_dataset(recipe.data, config.tokenizer_downsample, assumptions)
     lora = recipe.model.lora

@@ -27,7 +27,8 @@ if __package__ in (None, ""):  # run as a script, from wherever
 
 from benchmarks.small_models import small_text_to_image
 from models.text_to_image import TextToImageConfig, TextToImageModel
-from trainer.engine import Engine, start_distributed, stop_distributed
+from trainer.engine import Engine, start_distributed
+from trainer.peers import stop_distributed
 from trainer.plan.activations import FusedAttentionModel, PackShape, activation_bytes, blank_batch, peak_bytes
 from trainer.plan.states import count_parameters, state_bytes
 from trainer.recipe import OptimizerSection, ZeroSection

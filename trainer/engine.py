@@ -14,31 +14,27 @@ Seen with DeepSpeed 0.19 and dealt with in this file, so that nothing else has t
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from foundation.errors import ExitCode, UserError
+from models.exchange import exchanged
 from trainer.mapped_memory import MappedMemory
 from trainer.recipe import OffloadSection, OptimizerSection, ZeroSection
 from trainer.zero_state import ZeroState
 
 M = TypeVar("M", bound=nn.Module)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-LAST_WAIT = timedelta(seconds=10)
 
 
 def start_distributed(extensions_folder: Path) -> None:
@@ -67,44 +63,6 @@ def start_distributed(extensions_folder: Path) -> None:
 def set_collective_timeout(timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
     """How long a collective of training may wait for the other ranks before it counts as failed."""
     _set_pg_timeout(timeout, dist.group.WORLD)
-
-
-def stop_distributed() -> None:
-    """Leave the process group; without this, now and then a process aborts at its exit.
-
-    Rank 0, from which the others hear last, goes last: what it has said could be lost with its connections.
-    It does not wait for long.
-    """
-    if not dist.is_initialized():
-        return
-    store, rank, ranks = _get_default_store(), dist.get_rank(), dist.get_world_size()
-    with suppress(dist.DistError):  # of a rank, or a store, that is gone already
-        if rank:
-            store.set(f"left/{rank}", "")
-        elif ranks > 1:
-            store.wait([f"left/{other}" for other in range(1, ranks)], LAST_WAIT)
-    dist.destroy_process_group()
-
-
-def first_to_say(error: UserError) -> bool:
-    """Whether no other rank of this start has said it: what all ranks find is told once."""
-    if dist.is_initialized():
-        with suppress(dist.DistError):  # the store is gone: better twice than not at all
-            store = _get_default_store()
-            store.set("fault", str(int(error.exit_code)))
-            said = hashlib.sha256(str(error).encode()).hexdigest()
-            first: bool = store.add(f"said/{said}", 1) == 1
-            return first
-    return True
-
-
-def told_fault() -> ExitCode | None:
-    """The exit code of a fault that some rank has told; None where none has, or none can be asked."""
-    if dist.is_initialized():
-        with suppress(dist.DistError):
-            store = _get_default_store()
-            return ExitCode(int(store.get("fault"))) if store.check(["fault"]) else None
-    return None
 
 
 def training_device() -> torch.device:
@@ -246,7 +204,7 @@ def _import_deepspeed() -> Any:
     import deepspeed
     import deepspeed.ops
 
-    with mock.patch("torch.compile", lambda function=None, **_: function or (lambda inner: inner)):
+    with exchanged(torch, compile=lambda function=None, **_: function or (lambda inner: inner)):
         import deepspeed.runtime.zero.muon.original_muon
     return deepspeed
 

@@ -79,8 +79,9 @@ def _train(
     import torch.distributed as dist
 
     from trainer.checkpoint_files import committed
-    from trainer.engine import first_to_say, start_distributed, stop_distributed, told_fault
+    from trainer.engine import start_distributed
     from trainer.loop import train
+    from trainer.peers import ends_with_others, first_to_say, stop_distributed, told_fault
     from trainer.stage import Stage
     from trainer.watchdog import LEAVE_SECONDS, ends_within
 
@@ -108,13 +109,14 @@ def _train(
         if numbers[0] is None:
             say(f"{run.path} has been finished meanwhile: the model is in {run.export}")
             return ExitCode.DONE
-        stage = Stage(recipe, run, numbers[0], stop, terminal)
-        try:
-            return train(stage)
-        finally:
-            stage.close()
-            if lock is not None:
-                lock.close()
+        with ends_with_others():
+            stage = Stage(recipe, run, numbers[0], stop, terminal)
+            try:
+                return train(stage)
+            finally:
+                stage.close()
+                if lock is not None:
+                    lock.close()
     except UserError as error:
         if first_to_say(error):
             terminal.complain(str(error))

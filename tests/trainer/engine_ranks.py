@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer.engine import Engine, build_module, start_distributed, stop_distributed
+from trainer.engine import Engine, build_module, start_distributed
+from trainer.peers import stop_distributed
 from trainer.recipe import OffloadSection, OptimizerSection, ZeroSection
 
 STEPS, SAMPLES, WIDTH = 6, 12, 10

@@ -1,0 +1,33 @@
+"""A fault that one rank alone meets, rank 0 too, is told by it and no other, and soon ends all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rank_processes import free_port, rank_environment
+from small_stage import write_recipe
+
+
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_the_other_ranks_end_with_it(tmp_path: Path, faulty: int) -> None:
+    script, recipe = Path(__file__).with_name("lone_fault_ranks.py"), write_recipe(tmp_path)
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(recipe), str(faulty)],
+            env=rank_environment(rank, 2, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=240)[0] for rank in ranks]  # a collective would wait for half an hour
+    assert [rank.returncode for rank in ranks] == [65, 65], said
+    logs = [(tmp_path / "run" / "logs" / f"rank-{rank}.log").read_text() for rank in range(2)]
+    everything = "\n".join(said + logs)
+    assert "Traceback" not in everything and "onnection" not in everything, everything
+    assert "00007.mds is damaged" in logs[faulty]
+    assert "00007.mds" not in logs[1 - faulty] and "nother rank has met a fault" in logs[1 - faulty]
+    assert sum(text.count("error: 00007.mds is damaged") for text in said) == 1

@@ -20,6 +20,7 @@ from models.layout import (
     from_patch_raster,
     grid_places,
     pack,
+    position_embedding,
     positions_2d,
     sequence_tokens,
     to_patch_raster,
@@ -108,6 +109,15 @@ def test_positions_by_their_formula() -> None:
             angles = [k * 10000 ** (-i / (width // 4)) for i in range(width // 4)]
             expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
         torch.testing.assert_close(table[place], torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_positions_round_as_the_published_table() -> None:
+    """Its angles are float32 products: 188 x 0.1 stands 1e-6 from 18.8."""
+    columns = position_embedding(torch.zeros(256).long(), torch.arange(256), 16)[:, :8]
+    omega = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    angles = (torch.arange(256.0)[:, None] * omega).double()
+    expected = torch.cat([angles.sin(), angles.cos()], dim=1)
+    torch.testing.assert_close(columns.double(), expected, atol=2e-7, rtol=0)
 
 
 def test_published_sizes_fit_both_patch_sizes() -> None:

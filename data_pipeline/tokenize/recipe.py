@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from data_pipeline.ingest.recipe import InputSection, KeepSection
+from data_pipeline.ingest.refusals import MAX_BAD_FRACTION
 from data_pipeline.records import MAX_TEXT_TOKENS
 from foundation.sections import Problem, Section, check
 
@@ -118,7 +119,7 @@ class TokenizeRecipe(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_pixels: int = Field(default=4 << 20, gt=0)
     shard_megabytes: int = Field(default=64, gt=0, lt=4096)
-    max_bad_fraction: float = Field(default=0.2, ge=0.0, le=1.0)
+    max_bad_fraction: float = Field(default=MAX_BAD_FRACTION, ge=0.0, le=1.0)
     near_duplicates: int | None = Field(default=3, ge=0, le=7)
     compute: ComputeSection = ComputeSection()
 

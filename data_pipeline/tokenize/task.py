@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.buckets import Placement
 from data_pipeline.ingest.kept import KeptRows, identity, scores_of
+from data_pipeline.ingest.refusals import check_refused
 from data_pipeline.ingest.samples import RawSample, Refused
 from data_pipeline.ingest.shards import Shard, read_shard, shard_identities
 from data_pipeline.records import LatentRecord, pack_bits
@@ -30,19 +31,9 @@ from data_pipeline.tokenize.encoder import Encoder
 from data_pipeline.tokenize.folder import DONE_NAME, DatasetFolder, Plan, file_entries
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from data_pipeline.tokenize.writer import Source, TaskWriter
-from foundation.errors import DataError
 from foundation.provenance import package_version
 
 DECODE_WINDOW_PER_WORKER = 8
-REASONS_SHOWN = 5
-
-
-class TooManyRefused(DataError):
-    """A shard with more bad samples than the recipe allows; `refused` lists them, key and reason each."""
-
-    def __init__(self, message: str, refused: list[dict[str, str]]):
-        super().__init__(message)
-        self.refused = refused
 
 
 class TaskRunner:
@@ -194,17 +185,7 @@ class _Task:
 
     def _check_bad_fraction(self) -> None:
         considered = self.counts["read"] - self.counts["not_kept"]
-        refused = self.counts["refused"]
-        if refused > self.recipe.max_bad_fraction * considered:
-            shown = "".join(
-                f"\n    {line['key']}: {line['reason']}" for line in self.writer.quarantine[:REASONS_SHOWN]
-            )
-            more = f"\n    ... and {refused - REASONS_SHOWN} more" if refused > REASONS_SHOWN else ""
-            raise TooManyRefused(
-                f"{self.shard.label}: {refused} of {considered} samples cannot be used, over max_bad_fraction"
-                f" = {self.recipe.max_bad_fraction:g} (which may be raised on the way):{shown}{more}",
-                self.writer.quarantine,
-            )
+        check_refused(self.shard.label, self.writer.quarantine, considered, self.recipe.max_bad_fraction)
 
     def _marker(self) -> dict[str, Any]:
         names = ("read", "not_kept", "refused", "too_small", "used", "records")

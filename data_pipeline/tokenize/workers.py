@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.ingest.kept import KeptRows
+from data_pipeline.ingest.refusals import TooManyRefused
 from data_pipeline.ingest.samples import printable
 from data_pipeline.ingest.shards import Shard
 from data_pipeline.ingest.storage import StoreUnreachable
@@ -21,7 +22,7 @@ from data_pipeline.tokenize.decoding import leave_interrupts_to_the_parent
 from data_pipeline.tokenize.encoder import Encoder
 from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from data_pipeline.tokenize.task import TaskRunner, TooManyRefused
+from data_pipeline.tokenize.task import TaskRunner
 from foundation.errors import ExitCode, UserError
 
 POLL_SECONDS = 1.0

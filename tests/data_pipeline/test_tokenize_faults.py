@@ -145,7 +145,7 @@ def test_a_tar_that_nothing_can_be_trained_on_leaves_the_output_free(made, tmp_p
 @pytest.mark.parametrize("damage", ["cut short", "zeros inside"])
 def test_damaged_kept_rows_are_named_and_leave_nothing(made, tmp_path, damage):
     rows = tmp_path / "kept.parquet"
-    table = {"hash": list(range(2000)), "caption": [f"caption {i}" for i in range(2000)]}
+    table = {"caption": [f"caption {i}" for i in range(2000)], "hash": list(range(2000))}
     pq.write_table(pa.table(table), rows, compression="zstd")
     data = rows.read_bytes()
     rows.write_bytes(

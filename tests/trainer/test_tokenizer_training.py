@@ -16,11 +16,14 @@ import torch
 import yaml
 from PIL import Image
 
+from data_pipeline.recipe_folder import recipe_record
 from foundation.errors import DataError, ExitCode, RecipeError
+from foundation.ownership import FolderTaken
 from foundation.recipes import load_recipe
 from models.tokenizer import load_tokenizer
 from trainer.tokenizer_training import train as training
 from trainer.tokenizer_training.batches import batch_of_step
+from trainer.tokenizer_training.finished import is_finished
 from trainer.tokenizer_training.pictures import PictureGroup, load_pictures
 from trainer.tokenizer_training.recipe import TokenizerRecipe
 
@@ -97,7 +100,7 @@ def test_it_learns_and_leaves_a_whole_folder(
     quality = json.loads((out / "quality.json").read_text())
     assert [(row["size"], row["pictures"]) for row in quality] == [([16, 16], 4), ([16, 32], 2)]
     assert load_tokenizer(out).config.z_channels == 8
-    assert "1 pictures cannot be used, the first: 0006" in capsys.readouterr().out
+    assert "1 of 7 pictures cannot be used, the first: 0006" in capsys.readouterr().out
 
     before = files_of(out)
     assert training.train_tokenizer(recipe) == ExitCode.DONE
@@ -193,8 +196,10 @@ def test_other_pictures_are_refused_in_mid_training(tmp_path: Path, monkeypatch:
 
 def test_what_cannot_be_used_leaves_nothing_behind(tmp_path: Path) -> None:
     write_shard(tmp_path / "shards", pictures=0)
-    with pytest.raises(DataError, match="no usable picture"):
+    with pytest.raises(DataError, match="1 of 1 samples cannot be used"):
         training.train_tokenizer(recipe_of(tmp_path))
+    with pytest.raises(DataError, match=r"no usable picture in .*\(1 refused\)"):
+        training.train_tokenizer(recipe_of(tmp_path, max_bad_fraction=1.0))
     with pytest.raises(DataError, match="no pictures of kind 'webdataset' there"):
         training.train_tokenizer(recipe_of(tmp_path, input={"path": [str(tmp_path / "nowhere")]}))
     (tmp_path / "more").mkdir()
@@ -245,3 +250,25 @@ def test_learning_rate_rises_then_falls_to_its_end(tmp_path: Path) -> None:
 def test_the_quickstart_recipe_loads() -> None:
     recipe = load_recipe(TokenizerRecipe, REPOSITORY / "configs/quickstart/tokenizer.yaml")
     assert (recipe.network.downsample, recipe.network.bits) == (16, 32)
+
+
+def test_too_many_bad_pictures_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    write_shard(tmp_path / "shards", pictures=3)
+    with pytest.raises(
+        DataError, match=r"1 of 4 samples cannot be used, over max_bad_fraction = 0\.2"
+    ) as error:
+        training.train_tokenizer(recipe_of(tmp_path))
+    assert "0003" in str(error.value) and not (tmp_path / "out").exists()
+    recipe = recipe_of(tmp_path, max_bad_fraction=0.25)
+    assert sum(len(group.pixels) for group in load_pictures(recipe)) == 3
+    Path(recipe.output).mkdir()
+    (Path(recipe.output) / "recipe.json").write_text(recipe_record(recipe))
+    assert not is_finished(recipe_of(tmp_path, max_bad_fraction=0.5)), "may be raised on the way"
+
+
+def test_a_folder_of_something_else_is_the_recipe_s_mistake(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(FolderTaken, match=r"is not empty and holds no recipe\.json") as error:
+        is_finished(recipe_of(tmp_path))
+    assert error.value.exit_code == 78

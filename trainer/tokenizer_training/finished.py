@@ -7,15 +7,16 @@ from foundation.progress import say
 from trainer.tokenizer_training.recipe import TokenizerRecipe
 
 DONE_FILE = "ae_config.json"  # the last file that the export puts into the folder
+FREE_KEYS = frozenset({"max_bad_fraction"})  # may differ: it does not change what is trained on
 
 
 def is_finished(recipe: TokenizerRecipe) -> bool:
     """Whether the recipe's folder holds its tokenizer; says so where it does.
 
     Raises:
-        RecipeError: the folder belongs to another recipe. DataError: it holds something else.
+        FolderTaken: the folder belongs to another recipe, or holds something else.
     """
-    finished = claim_folder(recipe.output, recipe, done_name=DONE_FILE)
+    finished = claim_folder(recipe.output, recipe, DONE_FILE, FREE_KEYS)
     if finished:
         say(f"{recipe.output}: this tokenizer is trained already")
     return finished

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data_pipeline.buckets import Size, fit_to_bucket, nearest_bucket
 from data_pipeline.images import BadImage, decode_image
 from data_pipeline.ingest.kept import KeptRows, identity, index_folder
+from data_pipeline.ingest.refusals import check_refused
 from data_pipeline.ingest.samples import RawSample, Refused
 from data_pipeline.ingest.shards import list_shards, read_shard
 from foundation.errors import DataError
@@ -33,19 +34,20 @@ def load_pictures(recipe: TokenizerRecipe) -> list[PictureGroup]:
     """Read every shard and cut each picture for each class; samples that cannot be used are counted and told.
 
     Raises:
+        TooManyRefused: more of them than the recipe allows.
         DataError: no usable picture, more than the recipe's memory, or shards that cannot be read.
     """
     cut: dict[tuple[int, Size], list[NDArray[np.uint8]]] = defaultdict(list)
-    refused: list[str] = []
+    refused: list[dict[str, str]] = []
     pictures, held, cap = 0, 0, recipe.memory_gigabytes * 1e9
     for sample in _samples(recipe):
         if isinstance(sample, Refused):
-            refused.append(f"{sample.key}: {sample.reason}")
+            refused.append({"key": sample.key, "reason": sample.reason})
             continue
         try:
             image = decode_image(sample.image, recipe.max_pixels, sample.json_exif)
         except BadImage as error:
-            refused.append(f"{sample.key}: {error}")
+            refused.append({"key": sample.key, "reason": str(error)})
             continue
         pictures += 1
         for section in recipe.classes:
@@ -58,10 +60,13 @@ def load_pictures(recipe: TokenizerRecipe) -> list[PictureGroup]:
                 f"{pictures} pictures at the recipe's sizes take {held / 1e9:.2f} GB, over "
                 f"memory_gigabytes = {recipe.memory_gigabytes}: name fewer shards in input.path, or raise it"
             )
+    where, considered = ", ".join(recipe.input.path), pictures + len(refused)
+    check_refused(where, refused, considered, recipe.max_bad_fraction)
     if refused:
-        say(f"{len(refused)} pictures cannot be used, the first: {refused[0]}")
+        first = f"{refused[0]['key']}: {refused[0]['reason']}"
+        say(f"{len(refused)} of {considered} pictures cannot be used, the first: {first}")
     if not cut:
-        raise DataError(f"no usable picture in {', '.join(recipe.input.path)} ({len(refused)} refused)")
+        raise DataError(f"no usable picture in {where} ({len(refused)} refused)")
     say(f"{pictures} pictures in {len(cut)} sizes")
     return [PictureGroup(side, size, np.stack(cut[side, size])) for side, size in sorted(cut)]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from data_pipeline.ingest.recipe import InputSection, KeepSection
+from data_pipeline.ingest.refusals import MAX_BAD_FRACTION
 from data_pipeline.tokenize.recipe import ClassSection
 from foundation.sections import Problem, Section, check
 
@@ -107,9 +108,12 @@ class TokenizerRecipe(Section):
         phases: what is trained on, one after the other.
         seed: of the initial weights and of the batches.
         precision: of the convolutions; `auto` takes bfloat16 where the processor has matrix units for it, and
-        says so. device: `cpu` or `cuda`. checkpoint_every: steps between checkpoints. memory_gigabytes: cap
-        on the pictures, which are all held in memory, 3 bytes a pixel. max_pixels: cap on a picture's width
-        times height, checked before decoding.
+        says so.
+        device: `cpu` or `cuda`.
+        checkpoint_every: steps between checkpoints.
+        memory_gigabytes: cap on the pictures, which are all held in memory, 3 bytes a pixel.
+        max_pixels: cap on a picture's width times height, checked before decoding.
+        max_bad_fraction: share of refused samples above which nothing is trained.
     """
 
     input: InputSection
@@ -126,6 +130,7 @@ class TokenizerRecipe(Section):
     checkpoint_every: int = Field(default=100, gt=0)
     memory_gigabytes: float = Field(default=2.0, gt=0.0)
     max_pixels: int = Field(default=100_000_000, gt=0)
+    max_bad_fraction: float = Field(default=MAX_BAD_FRACTION, ge=0.0, le=1.0)
 
     @property
     def steps(self) -> int:

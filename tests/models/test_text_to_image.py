@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_text_to_image import tiny_config, tiny_model, tiny_sample, tiny_tokens
+from tiny_text_to_image import WIDTH, tiny_config, tiny_model, tiny_sample, tiny_tokens
 from torch import Tensor
 
 from models.backbone import BACKBONES, backbone_config
 from models.head import HeadConfig
-from models.layout import Sample, pack
+from models.layout import Sample, pack, positions_2d
 from models.text_to_image import TextToImageConfig, TextToImageModel, preset
 
 MIXED = [
@@ -64,6 +64,16 @@ def test_losses_count_what_is_learned() -> None:
     assert losses.vision.shape == ((24 + 4 + 24 + 12) // 4, 4)
     assert losses.text.shape == (sum(len(s.caption_ids) + 1 for s in MIXED if not s.drop_text),)
     assert losses.vision.dtype == losses.text.dtype == torch.float32
+
+
+def test_vision_loss_is_the_heads_where_each_token_is_predicted() -> None:
+    """Hidden states reach the head with the 2D position of the token that each of them predicts."""
+    model, batch = tiny_model(), pack([tiny_sample(0, h=4, w=6)], tiny_tokens(), 2)
+    with torch.no_grad():
+        vision, hidden = model(batch).vision, model.hidden_states(batch)[batch.predict_at]
+        condition = (hidden + positions_2d(4, 6, WIDTH, 2)).unflatten(0, (-1, 4))
+        expected = model.vision_head.loss(batch.target_bits, condition, t=batch.t, noise=batch.noise)
+    torch.testing.assert_close(vision, expected)
 
 
 def test_text_loss_is_the_backbones_own() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -40,13 +41,21 @@ def writing_to(place: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_PLACE:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _number_by_rust(error)
+        if number not in NO_PLACE:
             raise
+        file = getattr(error, "filename", None)
         raise PlaceUnusable(
-            f"{error.filename or place}: {os.strerror(error.errno)}; what is done stays done. Make room or "
+            f"{file or place}: {os.strerror(number)}; what is done stays done. Make room or "
             "give rights there (see also TMPDIR), and the same command goes on"
         ) from None
+
+
+def _number_by_rust(error: Exception) -> int | None:
+    """Libraries in Rust (tokenizers, safetensors) raise no OSError, but name its number at the end."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 class Store(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from data_pipeline.store import writing_to
 from foundation.errors import DataError, ExitCode
 from foundation.progress import say
 from trainer.agreement import gather_report
@@ -117,7 +118,8 @@ def _finish(stage: Stage) -> ExitCode:
     stage.checkpoints.wait()
     average = stage.average.values if stage.average else None
     start = stage.checkpoints.start
-    write_export(stage.run, stage.recipe, stage.engine, stage.source, stage.lineage, average, start)
+    with writing_to(stage.run.export):
+        write_export(stage.run, stage.recipe, stage.engine, stage.source, stage.lineage, average, start)
     stage.finish_samples()
     stage.events.write("finished", step=stage.progress.step)
     if stage.rank == 0:

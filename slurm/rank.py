@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from slurm.controller import expand_nodes
 from slurm.history import JobFolder
 from slurm.node_checks import Limits
 from slurm.preflight import announce, preflight
-from trainer.rank import distributed_variables, run_rank
+from trainer.rank import distributed_variables, leave, run_rank
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder, find_run
 from trainer.signals import StopFlag
@@ -80,4 +79,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -175,7 +175,8 @@ def test_a_dead_controller(lab: Lab, undisturbed: Run, faulty: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden", "words"), [("n1", "latents", "has no manifest.json"), ("n2", ".", "it sees no ")]
+    ("name", "hidden", "words"),
+    [("n1", "latents", "has no manifest.json"), ("n2", ".", "it sees no ")],
 )
 def test_a_bad_node_is_left_out_by_name(
     lab: Lab, faulty: Cluster, name: str, hidden: str, words: str
@@ -190,6 +191,20 @@ def test_a_bad_node_is_left_out_by_name(
     assert run.cluster.job(run.number)["ExcNodeList"] == name
     assert name not in run.cluster.run("scontrol", "show", "hostnames", run.history("start")[-1]["nodes"])
     assert "DOWN" not in str(faulty.states()) and "DRAIN" not in str(faulty.states())
+
+
+@pytest.mark.parametrize("name", ["n1", "n2"])
+def test_a_node_without_the_interpreter_is_left_out_by_name(lab: Lab, faulty: Cluster, name: str) -> None:
+    """The batch host, which decides what comes next by that interpreter, or another node."""
+    python = lab.folder / "interpreter" / "python"
+    python.parent.mkdir(exist_ok=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    faulty.hide(name, python.parent)
+    run = lab.submit(f"no-python-{name}", site=lab.site(PYTHON=str(python)))
+    run.wait(lambda: run.events("started"), "training on other nodes")
+    assert f"bitdance: bad node {name}: there is no {python}" in run.log()
+    assert run.cluster.job(run.number)["ExcNodeList"] == name
 
 
 def test_elastic(lab: Lab, undisturbed: Run) -> None:

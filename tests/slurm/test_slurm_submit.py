@@ -18,11 +18,12 @@ def refused(lab: Lab, *options: str, site: Path, name: str = "refused", **change
 
 
 def test_all_that_is_wrong_is_said_at_once(lab: Lab) -> None:
-    site = lab.site(PARTITION="gpus", SHARED_FOLDERS="/shared", GPUS_PER_NODE="8")
+    site = lab.site(PARTITION="gpus", SHARED_FOLDERS="/shared", GPUS_PER_NODE="8", PYTHON="/opt/no/python")
     message = refused(lab, "--nodes", "many", site=site, data__latents=str(lab.folder / "nowhere"))
     assert "there is no partition 'gpus' (this cluster's: closed, main, urgent)" in message
     assert "'many' is no number of nodes" in message
     assert "nowhere/manifest.json does not exist" in message
+    assert "PYTHON: /opt/no/python is no program" in message
     assert "is not in a folder that all nodes see (SHARED_FOLDERS: /shared)" in message
 
 

@@ -33,7 +33,7 @@ class PictureGenerator:
         dtype: of the weights; the flow is solved in float32 all the same.
 
     Raises:
-        RecipeError: no binary tokenizer in either place.
+        RecipeError: no binary tokenizer in either place, or one of other bits than the model's.
         ValueError: the folder is not a text-to-image model (see `models.weights.load_folder`).
     """
 
@@ -55,6 +55,12 @@ class PictureGenerator:
                 f"{folder} holds no binary tokenizer (ae.safetensors): name one with --tokenizer"
             )
         self.tokenizer: BinaryTokenizer = load_tokenizer(place).to(device).eval()
+        found, expected = self.tokenizer.config.z_channels, self.model.config.head.ch_target
+        if found != expected:
+            raise RecipeError(
+                f"{place}: a tokenizer of {found} bits per token, expected the model's {expected}: name "
+                "the one that the model was trained with"
+            )
         self.device = torch.device(device)
 
     def check(
@@ -116,17 +122,16 @@ class PictureGenerator:
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """The size in tokens."""
         downsample = self.tokenizer.config.downsample
-        if height % downsample or width % downsample:
-            side = downsample * self.model.config.p
+        side = downsample * self.model.config.p
+        if height % side or width % side:
             raise ValueError(
-                f"the size {height}x{width} is not a multiple of {downsample} pixels; sides of this model's "
-                f"pictures are multiples of {side}"
+                f"the size {height}x{width}: sides of this model's pictures are multiples of {side} pixels"
             )
         return height // downsample, width // downsample
 
     def _prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of the conditional prompt; none at all where the caption is empty, which `generate` refuses."""
-        caption = self.text_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        """Ids of the conditional prompt; none at all where the caption is blank, which `generate` refuses."""
+        caption = self.text_tokenizer(prompt.strip() and prompt, add_special_tokens=False)["input_ids"]
         return self.tokens.prompt(caption) if caption else []
 
 

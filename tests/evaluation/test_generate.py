@@ -105,8 +105,9 @@ def test_pictures_are_written_and_found_again(folder: Path, tmp_path: Path) -> N
     ("more", "message"),
     [
         (["-p", "", "--size", "64x64"], "a prompt is empty"),
-        (["--size", "60x64"], "60x64 is not a multiple of 16 pixels"),
-        (["--size", "80x64"], "5x4 tokens can't be cut into 4x4 patches"),
+        (["-p", " \n", "--size", "64x64"], "a prompt is empty"),
+        (["--size", "60x64"], "60x64: sides of this model's pictures are multiples of 64 pixels"),
+        (["--size", "80x64"], "80x64: sides of this model's pictures are multiples of 64 pixels"),
         (["-p", "cat " * 50_000, "--size", "64x64"], "exceed the context"),
     ],
 )
@@ -130,6 +131,11 @@ def test_nothing_is_written_before_everything_fits(
 def test_wrong_options_are_refused(folder: Path, tmp_path: Path, options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["generate", str(folder), "-p", CAPTION, *options, "-o", str(tmp_path)])
     assert isinstance(result.exception, RecipeError) and message in str(result.exception)
+
+
+def test_a_tokenizer_of_other_bits_is_refused_before_sampling(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="16 bits per token, expected the model's 32"):
+        PictureGenerator(folder, cases.tokenizer_folder(tmp_path, bits=16))
 
 
 def test_a_broken_tokenizer_is_named(folder: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def check_tensors(
     kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
     if not (missing or unexpected or misshapen):
         return
-    lines = [f"{where}: the weights do not fit the configuration beside them."]
+    lines = [f"{where}: the weights do not fit their configuration."]
     for kind, entries in kinds:
         if entries:
             lines.append(f"{len(entries)} {kind}:")

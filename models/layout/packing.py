@@ -1,7 +1,8 @@
 """Several documents in one sequence, as the tensors that the model's training forward takes.
 
 T packed tokens, C bits per token, P tokens of a patch, N patches predicted, V vision tokens fed, L text
-targets.
+targets. Source: what stands where is as in `forward_train` of modeling/mllm.py in the code published with the
+paper (arXiv 2602.14041).
 """
 
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ class PackedBatch:
         return PackedBatch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
+        """The same batch with its tensors on `device`; dtypes stay."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "PackedBatch":
@@ -71,11 +73,12 @@ class PackedBatch:
 
 
 def pack(samples: Sequence[Sample], tokens: SequenceTokens, p: int) -> PackedBatch:
-    """Lay samples out one after the other.
+    """Lay samples out one after the other, p x p tokens a patch; tensors on the CPU.
 
     Flips are applied to inputs only, and everything is brought into patch raster order. No samples give a
     pack of one token without any target, so that a rank that has nothing to do in a micro-step can take part
-    in its collective operations. ValueError, with the sample's key, where a sample can't be laid out.
+    in its collective operations. ValueError where `tokens` are those of another p, or, with the sample's key,
+    where a sample can't be laid out: its grid, its caption, or the shapes of its bits, t or noise.
     """
     if len(tokens.query) != p * p - 1:
         raise ValueError(f"{p}x{p} patches need {p * p - 1} query tokens, found {len(tokens.query)}")

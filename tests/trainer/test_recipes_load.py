@@ -97,14 +97,19 @@ def test_small_twins_differ_only_in_the_backbone(size, name):
     assert twin == yaml.safe_load((ROOT / BACKBONES[size] / f"{name}.yaml").read_text())
 
 
-@pytest.mark.parametrize("size", BACKBONES)
-@pytest.mark.parametrize("name", STAGES)
-def test_the_top_of_a_stage_says_hours_hardware_and_metric(size, name):
-    text = (ROOT / BACKBONES[size] / f"{name}.yaml").read_text()
-    top = text[: text.index("\nrun:")]
-    assert all(line.startswith("#") for line in top.strip().splitlines())
-    for word in ("# Hardware", "# Hours", "# Metric", "# Before", "# Start"):
-        assert word in top
+@pytest.mark.parametrize(
+    ("name", "hours"),
+    [
+        *((f"{folder}/{name}", "Hours") for folder in BACKBONES.values() for name in STAGES),
+        ("configs/t2i/finetune_1gpu", "Hours"),
+        *((f"configs/quickstart/{name}", "Seconds") for name in ("tokenizer", *STAGES)),
+    ],
+)
+def test_the_top_of_a_recipe_that_trains_says_hours_hardware_and_metric(name, hours):
+    top, _, _ = (ROOT / f"{name}.yaml").read_text().partition("\n\n")
+    assert all(line.startswith("#") for line in top.splitlines())
+    for word in ("Hardware", hours, "Metric", "Before", "Start"):
+        assert f"\n# {word:10}" in top
     assert "?" not in top
 
 

@@ -3,7 +3,11 @@
 Per step: head -> bits -> projector + positions -> one backbone forward, in which the new tokens see the cache
 and each other. Nothing is computed after the last patch, and no logits of text at all.
 
-n pictures, R rows (n, or 2n with guidance, conditional rows first), P tokens per step, D width.
+n pictures, R rows (n, or 2n with guidance, conditional rows first), P tokens per step, D width. Hidden states
+have the weights' dtype, ids and positions are int64.
+
+Source: next-patch diffusion of the paper (arXiv 2602.14041), `gen_image` in modeling/mllm.py of the published
+code; classifier-free guidance is arXiv 2207.12598.
 """
 
 import math

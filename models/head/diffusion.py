@@ -1,6 +1,7 @@
 """The binary diffusion head: rectified flow on the bits of P tokens, given their hidden states.
 
-Shapes: N groups of tokens, P tokens per group, C bits per token, D width of the condition.
+Shapes: N groups of tokens, P tokens per group, C bits per token, D width of the condition, W of the head.
+Source: the paper's binary diffusion head (arXiv 2602.14041), modeling/vision_head/ of the published code.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class SolverSteps(NamedTuple):
 
 
 class DiffusionHead(nn.Module):
-    """The joint distribution of the P x C bits of a group (paper, section 2.3; state dict keys `net.*`)."""
+    """The joint distribution of the P x C bits of a group; state dict keys `net.*`."""
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

@@ -1,7 +1,10 @@
 """The net of the diffusion head: predicts clean bits from noisy ones, a time and a condition.
 
 Shapes: B groups of tokens, P tokens per group, C bits, D width of the condition, W width of the head.
-Parameter names are those of the published weights.
+Parameter names are those of the published weights. Tensors have the weights' dtype unless said otherwise.
+
+Sources: modeling/vision_head/flow_head_parallel_x.py of the code published with the paper (arXiv 2602.14041);
+time features, modulation and the final layer are those of DiT (arXiv 2212.09748).
 """
 
 from __future__ import annotations
@@ -27,14 +30,17 @@ TIME_FREQUENCIES = 128
 
 
 def time_features(t: Tensor) -> Tensor:
-    """`[cos, sin]` of 1000 t at frequencies exp(-ln(10000) i / 128), i < 128: `[N]` -> float32 `[N, 256]`."""
+    """`[cos, sin]` of 1000 t at frequencies exp(-ln(10000) i / 128), i < 128.
+
+    t `[N]` in [0, 1], any float dtype -> float32 `[N, 256]` in [-1, 1].
+    """
     exponents = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=t.device) / TIME_FREQUENCIES
     angles = (1000.0 * t.float())[:, None] * torch.exp(-math.log(10000.0) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class TimeEmbedding(nn.Module):
-    """Times `[N]` -> `[N, W]` in the dtype of the weights."""
+    """`time_features`, then Linear, SiLU, Linear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,11 +48,12 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(first, nn.SiLU(), TimeLinear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        """t `[N]` in [0, 1], any float dtype -> `[N, W]` in the dtype of the weights."""
         return self.mlp(time_features(t).to(next(self.mlp.parameters()).dtype))
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm modulated by y, then the projection to bits, `[B, P, W]` -> `[B, P, C]`."""
+    """LayerNorm modulated by y, then the projection to bits."""
 
     def __init__(self, width: int, bits: int) -> None:
         super().__init__()
@@ -55,6 +62,7 @@ class FinalLayer(nn.Module):
         self.linear = ZeroLinear(width, bits)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x and y float `[B, P, W]` -> `[B, P, C]`, unbounded; zero before any training."""
         scale, shift = self.ada_ln_modulation(y).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), 1.0 + scale, shift))
 
@@ -86,17 +94,22 @@ class HeadNetwork(nn.Module):
         return self.denoise(self.embed_tokens(x_t), self.time_embed(t)[:, None], self.embed_condition(cond))
 
     def embed_tokens(self, x_t: Tensor) -> Tensor:
-        """`[N, P, C]` -> `[N, P, W]`."""
+        """Noisy bits `[N, P, C]`, any float dtype -> `[N, P, W]` in the dtype of the weights."""
         return self.input_proj(x_t.to(self.input_proj.weight.dtype))
 
     def embed_condition(self, cond: Tensor) -> Tensor:
-        """`[N, P, D]` -> `[N, P, W]`. The same at every time, so a sampler calls it once."""
+        """`[N, P, D]`, any float dtype -> `[N, P, W]` in the dtype of the weights.
+
+        The same at every time, so a sampler calls it once.
+        """
         return self.cond_embed(cond.to(self.cond_embed.weight.dtype))
 
     def denoise(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
         """The part that depends on tokens, time and condition at once.
 
-        Args: x `[N, P, W]`, time broadcastable to it (`[N, 1, W]` or `[W]`), cond `[N, P, W]`.
+        Args: x `[N, P, W]`, time broadcastable to it (`[N, 1, W]` or `[W]`), cond `[N, P, W]`, all in the
+            float dtype of the weights.
+        Returns `[N, P, C]` in that dtype, bounded as in `forward`.
         """
         y = F.silu(time + cond)
         blocks_per_projection = len(self.res_blocks) // len(self.ada_ln_blocks)

@@ -1,6 +1,10 @@
 """From noise to bits: the solvers of the flow's differential equation.
 
 `euler_maruyama` is the one that the published images were made with; `euler` is the paper's eq. 4.
+N groups, P tokens per group, C bits; states and velocities are float32.
+
+Sources: the paper, arXiv 2602.14041; for `euler_maruyama` modeling/vision_head/sampling_x.py of the published
+code. Its stochastic equation has the flow's marginals at every t (arXiv 2401.08740).
 """
 
 from __future__ import annotations
@@ -66,8 +70,9 @@ def integrate(
 
 
 def euler_maruyama_step(x: Tensor, v: Tensor, t: float, dt: float, noise: Tensor) -> Tensor:
-    """One step of the SDE that has the flow's marginals.
+    """One step, of size dt > 0 from t in [0, 1), of the SDE that has the flow's marginals.
 
+    State x, guided velocity v and standard normal noise are float32 `[N, P, C]`, as is the result:
     x + (v + (1-t) score) dt + sqrt(2 (1-t) dt) noise, with score = (t v - x) / ((1-t)^2 + t (1-t)).
     """
     score = (t * v - x) / ((1.0 - t) ** 2 + t * (1.0 - t))

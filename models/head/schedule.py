@@ -1,7 +1,9 @@
 """Time of the rectified flow: 0 is noise, 1 is data. All arithmetic is float32.
 
 The association of `shift` matters: it moves some times by one unit in the last place even at s = 1, and a
-seed gives the published image only if the times are the published ones.
+seed gives the published image only if the times are the published ones. Sources: `time_shift_func` in
+modeling/vision_head/sampling_x.py of the code published with the paper (arXiv 2602.14041); the logit-normal
+density is that of arXiv 2403.03206.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ LAST_TIME = 0.95
 def shift(t: Tensor, s: float) -> Tensor:
     """`(1/s) / ((1/s) + (1/t - 1))` in float32: s > 1 spends more time near the data; shift(0) = 0.
 
-    Args: t, times in [0, 1], any shape; s > 0.
+    Args: t, times in [0, 1], any shape `[...]` and float dtype; s > 0. Returns float32 `[...]` in [0, 1].
     """
     inverse = torch.tensor(1.0 / s, dtype=torch.float32, device=t.device)
     return inverse / (inverse + (1.0 / t.float() - 1.0))

@@ -13,6 +13,9 @@ predicted:
 
 A document ends at the last token that predicts something. The caption and the <|im_end|> after it are text
 targets, the template is not. h, w token grid, P tokens of a patch, M = h*w/P patches, C bits per token.
+
+Source: the sequence of `gen_image` and the bit flips of `flip_tensor_elements_uniform_prob`, in modeling/ of
+the code published with the paper (arXiv 2602.14041).
 """
 
 from collections.abc import Sequence
@@ -121,15 +124,16 @@ def _check(n_text: int, h: int, w: int, p: int, task: Task, drop_text: bool) -> 
 
 
 def draw_flips(shape: Sequence[int], p_max: float, generator: torch.Generator | None = None) -> Tensor:
-    """bool of the shape: which input bits to flip in training, each with probability p_max*u, u ~ U(0, 1).
+    """bool [*shape]: which input bits to flip in training, each with probability p_max*u, u ~ U(0, 1).
 
-    Two uniform draws a, b of the whole shape in this order; a bit flips where a < p_max*b, so p_max/2 of them
-    on average. The published p_max is 0.1 (text-to-image, class-conditional B) or 0.05 (L and H).
+    shape is that of the bits, [h*w, C] for a sample; p_max lies in [0, 1]. Two uniform draws a, b of the
+    whole shape on the CPU, in this order; a bit flips where a < p_max*b, so p_max/2 of them on average.
+    The published p_max is 0.1 (text-to-image, class-conditional B) or 0.05 (L and H).
     """
     a = torch.rand(*shape, generator=generator)
     return a < p_max * torch.rand(*shape, generator=generator)
 
 
 def flip_bits(bits: Tensor, flip: Tensor) -> Tensor:
-    """bits of -1/+1 with the sign changed where `flip` (bool, same shape) is true."""
+    """bits [...] of -1/+1, of any signed dtype, with the sign changed where `flip`, bool [...], is true."""
     return torch.where(flip, -bits, bits)

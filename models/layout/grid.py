@@ -1,6 +1,9 @@
 """Token grids: patch raster order, 2D positions, and the picture sizes of the published models.
 
 h, w token grid (rows, columns), p patch side in tokens, P = p*p tokens of a patch, D width of the backbone.
+
+Sources: order and positions are those of `get_2d_embed` in modeling/mllm.py of the code published with the
+paper (arXiv 2602.14041); the sine-cosine table is that of arXiv 1706.03762, with half of the width an axis.
 """
 
 from functools import lru_cache
@@ -46,21 +49,24 @@ def _patch_raster(h: int, w: int, p: int) -> Tensor:
 
 
 def to_patch_raster(x: Tensor, h: int, w: int, p: int, dim: int = 0) -> Tensor:
-    """Reorder dimension `dim` (h*w tokens) from plain raster to patch raster.
+    """x [..., h*w, ...] of any dtype, whose dimension `dim` is reordered from plain raster to patch raster.
 
-    Patches stand in raster order, and tokens in raster order inside their patch. ValueError where p x p
-    patches do not tile the grid.
+    Patches stand in raster order, and tokens in raster order inside their patch: (h p1) (w p2) ->
+    (h w p1 p2). Shape, dtype and device stay. ValueError where p x p patches do not tile the grid.
     """
     return x.index_select(dim, _patch_raster(h, w, p).to(x.device))
 
 
 def from_patch_raster(x: Tensor, h: int, w: int, p: int, dim: int = 0) -> Tensor:
-    """The inverse of `to_patch_raster`."""
+    """The inverse of `to_patch_raster`: x [..., h*w, ...] of any dtype, in patch raster -> plain raster."""
     return x.index_select(dim, _patch_raster(h, w, p).argsort().to(x.device))
 
 
 def grid_places(h: int, w: int, p: int) -> tuple[Tensor, Tensor]:
-    """(rows [h*w], columns [h*w]) int64 of the tokens of a grid in patch raster order."""
+    """(rows [h*w], columns [h*w]) int64 of the tokens of a grid in patch raster order, on the CPU.
+
+    ValueError where p x p patches do not tile the grid.
+    """
     index = _patch_raster(h, w, p)
     return index // w, index % w
 
@@ -78,8 +84,9 @@ def _axis_table(half: int, device: torch.device) -> Tensor:
 def position_embedding(rows: Tensor, cols: Tensor, width: int) -> Tensor:
     """float32 [n, width] for tokens at rows [n], cols [n] (int64, below MAX_SIDE): [e(col), e(row)].
 
-    Half of the width tells the column, half the row. Added to the projected vision embeddings, and to the
-    hidden states that enter the head, there with the position of the token that each of them predicts.
+    e(k) = [sin(k*omega), cos(k*omega)], omega_i = 10000^(-i / (width/4)), so values lie in [-1, 1].
+    Added to the projected vision embeddings, and to the hidden states that enter the head, there with the
+    position of the token that each of them predicts.
     ValueError where the width is no multiple of 4.
     """
     if width % 4:
@@ -89,6 +96,9 @@ def position_embedding(rows: Tensor, cols: Tensor, width: int) -> Tensor:
 
 
 def positions_2d(h: int, w: int, width: int, p: int, device: torch.device | str = "cpu") -> Tensor:
-    """float32 [h*w, width]: the 2D positions of a whole grid in patch raster order."""
+    """float32 [h*w, width]: the 2D positions of a whole grid in patch raster order.
+
+    ValueError where p x p patches do not tile the grid, or the width is no multiple of 4.
+    """
     rows, cols = grid_places(h, w, p)
     return position_embedding(rows.to(device), cols.to(device), width)

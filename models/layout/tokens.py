@@ -1,7 +1,8 @@
 """The special tokens of a text-to-image sequence.
 
 The chat template of the language model carries caption and picture; `<|res_k|>` names a side of k tokens, and
-`<|query_1|>` ... `<|query_{P-1}|>` fill the first block, from which the first patch is predicted.
+`<|query_1|>` ... `<|query_{P-1}|>` fill the first block, from which the first patch is predicted. Source:
+data/data_utils.py of the code published with the paper (arXiv 2602.14041).
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,7 @@ class SequenceTokens:
 
     @property
     def template(self) -> TemplateLengths:
+        """Lengths in tokens of `user_prefix`, `turn_end` and `assistant`."""
         return TemplateLengths(len(self.user_prefix), len(self.turn_end), len(self.assistant))
 
     def prompt(self, caption_ids: Sequence[int]) -> list[int]:

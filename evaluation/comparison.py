@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.buckets import fit_to_bucket
-from data_pipeline.images import decode_image
-from data_pipeline.ingest.recipe import InputSection
+from data_pipeline.images import BadImage, decode_image
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import list_shards, read_shard
 from data_pipeline.latents import LatentDataset
@@ -29,10 +28,10 @@ from data_pipeline.records import LatentRecord, unpack_bits
 from evaluation.generate import PictureGenerator
 from evaluation.pictures import Row, draw_grid, psnr
 from evaluation.recipes import CompareRecipe
-from foundation.errors import DataError, RecipeError
+from foundation.errors import DataError, Problems, RecipeError
 from foundation.files import atomic_write
 from foundation.progress import say, track
-from models.tokenizer import load_tokenizer, to_uint8
+from models.tokenizer import load_tokenizer, to_uint8, tokenizer_fingerprint
 
 MAX_PIXELS = 100_000_000  # a photo in the dataset has passed a cap already; this one is against mix-ups
 
@@ -119,7 +118,7 @@ def read_originals(recipe: CompareRecipe) -> Iterator[Original]:
 
     Raises:
         RecipeError: the dataset lacks the class, or another tokenizer made it.
-        DataError: a photo is missing from the shards.
+        DataError: photos are missing from the shards, or damaged there.
     """
     dataset = LatentDataset(str(recipe.latents))
     if recipe.resolution not in dataset.classes:
@@ -127,27 +126,41 @@ def read_originals(recipe: CompareRecipe) -> Iterator[Original]:
         raise RecipeError(
             f"{recipe.latents} has the classes {found}; the recipe asks for {recipe.resolution}"
         )
+    if tokenizer_fingerprint(recipe.tokenizer) != dataset.manifest.tokenizer.fingerprint:
+        raise RecipeError(
+            f"{recipe.tokenizer} is not the tokenizer that made {recipe.latents}: name that one"
+        )
     downsample, channels = dataset.manifest.tokenizer.downsample, dataset.manifest.tokenizer.bits_per_token
-    photos = dict(read_photos(recipe.photos))
     total = len(dataset.classes[recipe.resolution].n_text)
-    for sample_id in range(min(total, recipe.samples or total)):
-        record = dataset.record(recipe.resolution, sample_id)
-        if record.key not in photos:
-            raise DataError(
-                f"{', '.join(recipe.photos.path)} has no photo {record.key!r}, which is in {recipe.latents}: "
-                "name the shards that these latents were made from"
-            )
+    records = [dataset.record(recipe.resolution, i) for i in range(min(total, recipe.samples or total))]
+    photos = read_photos(recipe, {record.key for record in records})
+    for record in records:
         bits = torch.from_numpy(unpack_bits(record.bits, record.h, record.w, channels)).float()
         photo = fit_to_bucket(photos[record.key], record.h * downsample, record.w * downsample)
         yield Original(record, bits.T.unflatten(1, (record.h, record.w)), photo)
 
 
-def read_photos(section: InputSection) -> Iterator[tuple[str, Image.Image]]:
-    """Key and upright RGB picture of each usable sample of the shards."""
-    for shard in list_shards(section):
-        for sample in read_shard(shard, section):
-            if isinstance(sample, RawSample):
-                yield sample.key, decode_image(sample.image, MAX_PIXELS, sample.json_exif)
+def read_photos(recipe: CompareRecipe, keys: set[str]) -> dict[str, Image.Image]:
+    """Upright RGB picture of each key.
+
+    Raises:
+        DataError: all keys that the shards lack or hold no picture for.
+    """
+    photos: dict[str, Image.Image] = {}
+    problems, damaged = Problems(), set()
+    for shard in list_shards(recipe.photos):
+        for sample in read_shard(shard, recipe.photos):
+            if not isinstance(sample, RawSample) or sample.key not in keys:
+                continue
+            try:
+                photos[sample.key] = decode_image(sample.image, MAX_PIXELS, sample.json_exif)
+            except BadImage as error:
+                damaged.add(sample.key)
+                problems.add(f"photo {sample.key!r} in {shard.label}", str(error))
+    for key in sorted(keys - photos.keys() - damaged):
+        problems.add(", ".join(recipe.photos.path), f"no photo {key!r}, which is in {recipe.latents}")
+    problems.raise_if_any(DataError, "Name the shards that these latents were made from, undamaged")
+    return photos
 
 
 def figures(

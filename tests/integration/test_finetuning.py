@@ -2,18 +2,14 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_stage import make_inputs, write_recipe
 from torch.distributed.checkpoint import FileSystemReader
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "trainer"))
-from small_stage import make_inputs, write_recipe  # noqa: E402
-from whole_runs import bitdance, computed, start, wait_until, weights  # noqa: E402
+from whole_runs import bitdance, computed, start, wait_until, weights
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "v_proj", "down_proj"]}
 

@@ -1,15 +1,11 @@
 """The same numbers whatever happens, at length: `pytest -m long tests/integration/test_long_runs.py`."""
 
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "trainer"))
-from small_stage import make_inputs, write_recipe  # noqa: E402
-from whole_runs import bitdance, computed, kill_at_random, metrics, weights  # noqa: E402
+from small_stage import make_inputs, write_recipe
+from whole_runs import bitdance, computed, kill_at_random, metrics, weights
 
 pytestmark = pytest.mark.long
 

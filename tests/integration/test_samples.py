@@ -1,21 +1,17 @@
 """Pictures beside a run: a process of its own makes them from checkpoints, and cannot harm the run."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_stage import make_inputs, write_recipe
+from whole_runs import bitdance, computed, events
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "trainer"))
-from small_stage import make_inputs, write_recipe  # noqa: E402
-from whole_runs import bitdance, computed, events  # noqa: E402
-
-from foundation.recipes import load_recipe  # noqa: E402
-from models.weights import write_source  # noqa: E402
-from trainer.recipe import StageRecipe  # noqa: E402
-from trainer.sample_process import saved_model  # noqa: E402
+from foundation.recipes import load_recipe
+from models.weights import write_source
+from trainer.recipe import StageRecipe
+from trainer.sample_process import saved_model
 
 SAMPLES = {
     "every_steps": 4,

@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "trainer"))
-from small_stage import make_inputs, write_recipe  # noqa: E402
-from whole_runs import (  # noqa: E402
+from small_stage import make_inputs, write_recipe
+from whole_runs import (
     COMPUTED,
     bitdance,
     computed,
@@ -25,6 +22,8 @@ from whole_runs import (  # noqa: E402
     wait_until,
     weights,
 )
+
+ROOT = Path(__file__).parents[2]
 
 STEPS = 24
 KILLS = 3

@@ -137,13 +137,28 @@ def test_the_next_stage_takes_the_export_and_grows_when_told(inputs: Path, undis
     assert f"from {undisturbed / 'export'}, step {STEPS}" in chain
     assert parent["lineage"]["dataset"]["manifest_sha256"][:12] in chain
     assert "from random weights" in chain
-    # Two steps of Adam move a weight by no more than the learning rate each; random ones would be far away.
+    assert_trained_from(undisturbed, run)
+
+
+def test_the_next_stage_goes_on_from_the_weights_of_the_one_before(inputs: Path, undisturbed: Path) -> None:
+    model = {"init_from": str(undisturbed / "export"), "p": 4, "random": None, "head": None}
+    run = inputs / "same-p"
+    done = bitdance("train", str(write_recipe(inputs, "same-p.yaml", run=str(run), steps=2, model=model)))
+    assert done.returncode == 0, done.stdout
+    assert_trained_from(undisturbed, run)
+
+
+def assert_trained_from(before: Path, run: Path) -> None:
+    """The export of ``run`` is that of ``before`` and two steps of Adam, which move a weight by no more than
+    the learning rate each. Random weights would be far away; weights of the start would not have moved.
+    """
     for name in ("model.safetensors", "vision_head.safetensors", "projector.safetensors"):
-        before, after = (load_file(path / "export" / name) for path in (undisturbed, run))
-        assert before.keys() == after.keys()
+        old, new = (load_file(path / "export" / name) for path in (before, run))
+        assert old.keys() == new.keys()
         # Growing has added rows to the vocabulary.
-        moved = {key: (after[key][: len(before[key])] - before[key]).abs().max() for key in before}
+        moved = {key: (new[key][: len(old[key])] - old[key]).abs().max().item() for key in old}
         assert all(distance <= 2.1e-3 for distance in moved.values()), moved
+        assert max(moved.values()) > 5e-4
 
 
 def test_a_dataset_of_another_tokenizer_is_refused(inputs: Path, tmp_path: Path) -> None:

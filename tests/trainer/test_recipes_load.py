@@ -83,6 +83,13 @@ def test_each_stage_starts_from_the_one_before(size):
     assert grown == [None, None, None, 4]
 
 
+def test_each_stage_of_the_quickstart_starts_from_the_one_before() -> None:
+    stages = [load_recipe(StageRecipe, ROOT / "configs" / "quickstart" / f"{name}.yaml") for name in STAGES]
+    for before, after in pairwise(stages):
+        assert after.model.init_from == f"{before.run}/export"
+    assert [(stage.model.p, stage.model.grow_from) for stage in stages] == [(4, None)] * 3 + [(8, 4)]
+
+
 @pytest.mark.parametrize("size", ["1.7b", "0.6b"])
 @pytest.mark.parametrize("name", STAGES)
 def test_small_twins_differ_only_in_the_backbone(size, name):

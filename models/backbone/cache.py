@@ -3,7 +3,10 @@
 A row is one picture in the making; with guidance the conditional rows come first, then as many unconditional
 ones. The prompts of the two halves differ in length, so they are aligned at their right ends: from there on
 every row writes at the same place, and a row's keys are one slice of the buffer, for which no mask is needed.
-H heads, G key-value heads, E width of a head, S slots, P tokens per step.
+H heads, G key-value heads, E width of a head, S slots, P tokens per step. All keys, values and queries have
+the dtype that the cache was made with.
+
+Source: the decode step is the paper's (arXiv 2602.14041): P tokens see all slots before them and each other.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from models.backbone.attention import attend_all
 
 
 class GenerationCache:
-    """Keys and values [layers, rows, G, S, E]. Passed to transformers in the place of its own caches."""
+    """Keys and values [layers, rows, G, S, E] of one float dtype, in the place of transformers' own cache."""
 
     def __init__(
         self,
@@ -54,7 +57,9 @@ class GenerationCache:
     ) -> tuple[Tensor, Tensor]:
         """Store the keys and values of a layer; returns what `attend` or the prompts' plan is to read.
 
-        While prefilling, key and value are [1, G, sum(prompts), E], the prompts packed into one sequence.
+        While prefilling, key and value are [1, G, sum(prompts), E], the prompts packed into one sequence, and
+        come back as they are. Later they are [rows, G, P, E], and what comes back is [rows, G, end, E]: views
+        of all slots filled so far. layer_idx counts from 0; cache_kwargs is transformers' and not read.
         """
         if self.prefilling:
             self._store_prompts(self.keys[layer_idx], key)
@@ -71,10 +76,14 @@ class GenerationCache:
             buffer[half * rows : (half + 1) * rows, :, self.starts[half] : max(self.prompts)] = part
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots filled, of the longest prompt and the steps so far, as transformers asks for it."""
         return self.end
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The attention plan of a decode step: q [rows, H, P, E] see their row's slots and each other."""
+        """The attention plan of a decode step: queries see their own row's slots and each other.
+
+        q [rows, H, P, E], k and v [rows, G, end, E] as `update` gives them -> [rows, H, P, E], q's dtype.
+        """
         if not any(self.starts):
             return attend_all(q, k, v)
         halves = zip(*(x.split(self.rows_per_prompt) for x in (q, k, v)), self.starts, strict=True)

@@ -9,6 +9,10 @@ A plan is made once per forward and used by all layers: `plan(q, k, v)` with q [
     documents  scaled_dot_product_attention, one call with one small mask per document. The choice on a CPU.
     dense      one call with the whole [T, T] mask: the reference.
     decode     no mask at all: P tokens that see the cache and each other; flash-attn where it is installed.
+
+q, k and v have one float dtype, which the result keeps. E is the width of a head; scores are scaled by
+1/sqrt(E). Sources: the mask is the paper's (arXiv 2602.14041), shared key-value heads are arXiv 2305.13245,
+FlexAttention is arXiv 2412.05496, flash-attn arXiv 2307.08691.
 """
 
 import importlib
@@ -28,6 +32,8 @@ Backend = Literal["flex", "documents", "dense"]
 
 
 class AttentionPlan(Protocol):
+    """q [B, H, Q, E], k and v [B, G, K, E] -> [B, H, Q, E], of one float dtype; it knows who sees whom."""
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
@@ -47,6 +53,7 @@ def describe_attention(device_type: str) -> str:
 def plan_packed(document_ids: Tensor, block_ids: Tensor, backend: Backend | None = None) -> AttentionPlan:
     """The plan of one packed sequence (B = 1, Q = K = T) laid out as document_ids [T], block_ids [T] say.
 
+    Both are int64, with a block id of -1 where a token is causal only (see `models.layout.attention_mask`).
     Documents stand one after the other, as `models.layout.pack` puts them. ValueError on an unknown backend.
     """
     backend = backend or default_backend(document_ids.device.type)
@@ -71,7 +78,10 @@ def _documents(lengths: list[int], masks: list[Tensor], q: Tensor, k: Tensor, v:
 
 
 def flex_mask(document_ids: Tensor, block_ids: Tensor) -> BlockMask:
-    """The mask in the form that FlexAttention takes: a rule, and which 128x128 blocks it leaves empty."""
+    """The mask in the form that FlexAttention takes: a rule, and which 128x128 blocks it leaves empty.
+
+    document_ids [T], block_ids [T] int64 as in `plan_packed`; the mask is one of [T, T] for all heads.
+    """
 
     def allowed(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same_block = (block_ids[query] == block_ids[key]) & (block_ids[query] >= 0)
@@ -100,7 +110,11 @@ def _flash_attn() -> Callable[..., Tensor] | None:
 
 
 def attend_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention without a mask, every query to every key: [B, H, Q, E] from q, k, v as above."""
+    """Attention without a mask, every query to every key.
+
+    q [B, H, Q, E], k and v [B, G, K, E] -> [B, H, Q, E], of one float dtype. flash-attn computes it in
+    bfloat16 and float16 on a GPU.
+    """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and (flash := _flash_attn()):
         return flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     # With no mask the queries of all heads that share a key head may stand in one row: no keys are repeated.

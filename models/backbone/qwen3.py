@@ -1,4 +1,8 @@
-"""Qwen3 from transformers, with our attention plans in the place of its masks. T tokens, D width."""
+"""Qwen3 from transformers, with our attention plans in the place of its masks.
+
+B sequences, T tokens, D width. Source: Qwen3 is arXiv 2505.09388, of which the paper (arXiv
+2602.14041) changes nothing but the mask.
+"""
 
 from typing import Any
 
@@ -35,7 +39,11 @@ def run_backbone(
     plan: AttentionPlan,
     cache: GenerationCache | None = None,
 ) -> Tensor:
-    """Hidden states [B, T, D] after the final norm; embeddings [B, T, D], position_ids [B, T]. No lm_head."""
+    """Hidden states [B, T, D] after the final norm, in the dtype of the weights; no lm_head.
+
+    embeddings [B, T, D] in the dtype of the weights, position_ids int64 [B, T] for the rotary positions.
+    With a cache, `plan` is its `attend` or the prompts' plan, and T counts the new tokens alone.
+    """
     output = llm.model(
         inputs_embeds=embeddings,
         position_ids=position_ids,

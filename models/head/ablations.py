@@ -3,6 +3,7 @@
 Both are one linear layer on the hidden state of each token, trained with cross-entropy. Same interface as
 `DiffusionHead`: `loss(target, cond)` and `sample(cond)`.
 Shapes: N groups of tokens, P tokens per group, C bits per token, D width of the condition.
+Source: the paper, arXiv 2602.14041, table 13.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MAX_TOKEN_CLASSES_PARAMETERS = 2**31
 
 
 def draw_class(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One class per row of logits `[.., K]` -> int64 `[..]`."""
+    """One class, 0 to K - 1, per row of logits `[.., K]` of any float dtype -> int64 `[..]`."""
     probabilities = logits.float().softmax(dim=-1).flatten(0, -2)
     return torch.multinomial(probabilities, 1, generator=generator).view(logits.shape[:-1])
 
@@ -32,18 +33,24 @@ class BitwiseHead(nn.Module):
         self.linear = XavierLinear(width, 2 * bits)
 
     def logits(self, cond: Tensor) -> Tensor:
-        """`[N, P, D]` -> `[N, P, C, 2]`: of -1, then of +1."""
+        """Logits of -1, then of +1: `[N, P, D]` -> `[N, P, C, 2]`, in the float dtype of the weights."""
         return self.linear(cond).unflatten(-1, (self.bits, 2))
 
     def loss(self, target: Tensor, cond: Tensor) -> Tensor:
-        """Cross-entropy in nats, mean over bits: target `[N, P, C]`, cond `[N, P, D]` -> float32 `[N, P]`."""
+        """Cross-entropy in nats, mean over bits.
+
+        target -1/+1 `[N, P, C]`, cond `[N, P, D]` in the weights' dtype -> float32 `[N, P]`, at least 0.
+        """
         logits = self.logits(cond).float()
         per_bit = F.cross_entropy(logits.flatten(0, -2), (target > 0).long().flatten(), reduction="none")
         return per_bit.view(target.shape).mean(dim=-1)
 
     @torch.inference_mode()
     def sample(self, cond: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Independent draws of all bits: `[N, P, D]` -> -1/+1 float32 `[N, P, C]`."""
+        """Independent draws of all bits: `[N, P, D]` in the weights' dtype -> -1/+1 float32 `[N, P, C]`.
+
+        The generator is of cond's device; None takes torch's global one.
+        """
         return 2.0 * draw_class(self.logits(cond), generator).float() - 1.0
 
 
@@ -64,8 +71,9 @@ class TokenHead(nn.Module):
         self.linear = XavierLinear(width, 2**bits)
 
     def loss(self, target: Tensor, cond: Tensor) -> Tensor:
-        """Cross-entropy in nats: target -1/+1 `[N, P, C]`, cond `[N, P, D]` -> float32 `[N, P]`.
+        """Cross-entropy in nats of a token's class.
 
+        target -1/+1 `[N, P, C]`, cond `[N, P, D]` in the weights' dtype -> float32 `[N, P]`, at least 0.
         The class of a token is sum_j bit_j 2^j over its bits as 0/1.
         """
         places = 2 ** torch.arange(self.bits, device=target.device)
@@ -75,7 +83,11 @@ class TokenHead(nn.Module):
 
     @torch.inference_mode()
     def sample(self, cond: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One draw per token: `[N, P, D]` -> -1/+1 float32 `[N, P, C]`."""
+        """One class drawn per token: `[N, P, D]` in the weights' dtype -> -1/+1 float32 `[N, P, C]`.
+
+        The generator is of cond's device; None takes torch's global one. torch draws from at most 2^24
+        classes, so from C = 25 bits on it raises RuntimeError.
+        """
         classes = draw_class(self.linear(cond), generator)
         bits = (classes[..., None] >> torch.arange(self.bits, device=cond.device)) & 1
         return 2.0 * bits.float() - 1.0

@@ -1,4 +1,8 @@
-"""Keys and values of a growing sequence, in memory that is reserved once."""
+"""Keys and values of a growing sequence, in memory that is reserved once.
+
+H heads of width e. Source: nothing of the arithmetic changes; it is the decoding of the paper (arXiv
+2602.14041) without computing earlier keys and values again.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from models.class_conditional.layers import Attend
 
 
 class KeyValueCache:
-    """Per layer `[2, rows, H, positions, e]`, keys then values; `length` positions are filled.
+    """Per layer `[2, rows, H, positions, e]`, keys then values, in the `dtype` given; `length` are filled.
 
     A forward pass over T new positions gives every layer its `remembering`, then calls `advance(T)`.
     """
@@ -35,10 +39,14 @@ class KeyValueCache:
         return attend_and_store
 
     def advance(self, positions: int) -> None:
+        """End a pass over so many new positions: the next ones are stored after them."""
         self.length += positions
 
     def take_rows(self, other: KeyValueCache, rows: Tensor) -> None:
-        """Fill this cache with the given rows (int64 `[rows]`, repetitions allowed) of another one."""
+        """Fill this cache with the rows of another one that `rows` names.
+
+        rows: int64 `[rows of this one]`, indices into the other's, repetitions allowed.
+        """
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine[..., : other.length, :] = theirs[:, rows, :, : other.length]
         self.length = other.length

@@ -1,7 +1,9 @@
-"""The class-conditional model (paper, section 4.1): a transformer over binary tokens, and a diffusion head.
+"""The class-conditional model: a transformer over binary tokens, and a diffusion head.
 
 Shapes: B images, C bits per token, h, w token grid, P tokens per step, M = h*w/P steps, D width, T positions.
-Parameter names are those of the published weights.
+Parameter names are those of the published weights. Activations have the weights' dtype, or autocast's.
+
+Source: the paper, arXiv 2602.14041; imagenet_gen/src/model_parallel.py of the published code.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class ClassConditionalModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.pos_for_diff.weight.device
 
     def forward(self, bits: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -85,7 +88,8 @@ class ClassConditionalModel(nn.Module):
     def hidden_states(self, labels: Tensor, bits: Tensor) -> Tensor:
         """Condition of the head for every token, teacher-forced.
 
-        Args: labels int64 `[B]`, bits `[B, h*w, C]` in sequence order. Returns `[B, h*w, D]`.
+        Args: labels int64 `[B]`, 0 to num_classes; bits `[B, h*w, C]` of -1/+1, any float dtype, in sequence
+            order. Returns `[B, h*w, D]` in the dtype of the weights.
         """
         fed = bits[:, : self.config.tokens - self.config.parallel_num]  # the last patch predicts nothing
         x = torch.cat([self.embed_prefix(labels), self.embed_bits(fed)], dim=1)
@@ -94,24 +98,33 @@ class ClassConditionalModel(nn.Module):
         return self.condition(x[:, -self.config.tokens :], 0)
 
     def embed_prefix(self, labels: Tensor) -> Tensor:
-        """Class tokens and query tokens, normalized: `[B]` -> `[B, cls_token_num + P - 1, D]`."""
+        """Class tokens and query tokens, normalized.
+
+        labels: int64 `[B]`, 0 to num_classes -> `[B, cls_token_num + P - 1, D]`.
+        """
         x = self.cls_embedding(labels).unflatten(-1, (self.config.cls_token_num, self.config.dim))
         if self.config.parallel_num > 1:
             x = torch.cat([x, self.query_token.expand(x.shape[0], -1, -1)], dim=1)
         return self.emb_norm(x)
 
     def embed_bits(self, bits: Tensor) -> Tensor:
-        """`[B, T, C]` -> `[B, T, D]`, normalized."""
+        """Bits of -1/+1, `[B, T, C]` of any float dtype -> `[B, T, D]`, normalized."""
         return self.emb_norm(self.proj_in(bits.to(self.dtype)))
 
     def run_layers(self, x: Tensor, rotations: Tensor, attends: Sequence[Attend]) -> Tensor:
-        """`[B, T, D]` -> `[B, T, D]`, before the final norm; one `Attend` per layer."""
+        """Float `[B, T, D]` -> `[B, T, D]`, before the final norm.
+
+        rotations: complex64 `[T, 1, e/2]`, e the width of an attention head; one `Attend` per layer.
+        """
         for layer, attend in zip(self.layers, attends, strict=True):
             x = layer(x, rotations, attend)
         return x
 
     def condition(self, x: Tensor, first: int) -> Tensor:
-        """Final norm, plus the place of the token that each position predicts, counted from `first`."""
+        """Final norm, plus the place of the token that each position predicts, counted from `first`.
+
+        x float `[B, T, D]` -> `[B, T, D]`; first + T is at most h*w.
+        """
         places = torch.arange(first, first + x.shape[1], device=x.device)
         return self.norm(x) + self.pos_for_diff(places)
 

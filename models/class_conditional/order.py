@@ -2,7 +2,11 @@
 
 A sequence is: n class tokens, P - 1 query tokens, then the vision tokens of all patches but the last, in the
 order of the model (patch raster, or plain raster). The first n - 1 positions are causal; every later run of P
-positions is a block that predicts one patch.
+positions is a block that predicts one patch. B images, C bits, h, w token grid, P tokens per step, e width of
+an attention head.
+
+Sources: imagenet_gen/src/model_parallel.py and layers_parallel.py of the code published with the paper (arXiv
+2602.14041), whose table 14 compares orders and masks; rotary positions are arXiv 2104.09864.
 """
 
 from __future__ import annotations
@@ -21,14 +25,14 @@ ROPE_BASE = 10000.0
 
 
 def to_sequence_order(bits: Tensor, config: ClassConditionalConfig) -> Tensor:
-    """Bits of a picture `[B, C, h, w]` -> `[B, h*w, C]` in the order that the model predicts them."""
+    """Bits `[B, C, h, w]` of any dtype -> `[B, h*w, C]` in the order that the model predicts them."""
     return to_patch_raster(
         bits.flatten(2).transpose(1, 2), config.grid, config.grid, config.patch_side, dim=1
     )
 
 
 def from_sequence_order(bits: Tensor, config: ClassConditionalConfig) -> Tensor:
-    """The inverse of `to_sequence_order`: `[B, h*w, C]` -> `[B, C, h, w]`."""
+    """The inverse of `to_sequence_order`: `[B, h*w, C]` of any dtype -> `[B, C, h, w]`."""
     plain = from_patch_raster(bits, config.grid, config.grid, config.patch_side, dim=1)
     return plain.transpose(1, 2).unflatten(2, (config.grid, config.grid)).contiguous()
 
@@ -64,7 +68,10 @@ def block_ids(config: ClassConditionalConfig, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def sequence_attention(config: ClassConditionalConfig, positions: int, device: torch.device) -> Attend:
-    """Attention of the first `positions` of a sequence to one another, under the model's mask."""
+    """Attention of the first `positions` of a sequence to one another, under the model's mask.
+
+    q, k, v `[B, H, positions, e]` of one float dtype -> the same shape; see `models.backbone.plan_packed`.
+    """
     with torch.inference_mode(False):
         blocks = block_ids(config, device)[:positions]
         return plan_packed(torch.zeros_like(blocks), blocks)

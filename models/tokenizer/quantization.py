@@ -2,7 +2,10 @@
 
 The C channels of a token form g groups of d = C/g bits. The codebook of a group is all 2^d sign vectors, so
 nothing is looked up; what is trained is that a token is sure of its code (low entropy per sample) while all
-codes are used (high entropy of the codebook). Family: Open-MAGVIT2, WeTok; arXiv 2602.14041, section 3.1.
+codes are used (high entropy of the codebook). B batch, h, w token grid.
+
+Sources: lookup-free quantization is arXiv 2310.05737; in groups, `GFQ` in imagenet_gen/src/gfq.py of the code
+published with the paper (arXiv 2602.14041), but the codebook's entropy is here that of all ranks' batch.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ MAX_GROUP_BITS = 16  # the losses enumerate the codebook: 65,536 codes a group a
 
 
 def binarize(x: Tensor) -> Tensor:
-    """+1 where x > 0, else -1 (so zero gives -1), in x's dtype. `torch.sign` would give a third value, 0."""
+    """+1 where x > 0, else -1 (so zero gives -1): float [...] -> the same shape and dtype.
+
+    `torch.sign` would give a third value, 0.
+    """
     return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
 
@@ -43,8 +49,10 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def mean_over_ranks(x: Tensor, process_group: dist.ProcessGroup | None = None) -> Tensor:
-    """The mean of x over the ranks of the group (None: all ranks), differentiable. Without distribution, x
-    itself.
+    """The mean of x, float [...], over the ranks of the group (None: all ranks), differentiable.
+
+    x has one shape and dtype on all ranks, each of which must call this; the result keeps both. Without
+    distribution it is x itself.
 
     Together with the usual averaging of gradients over ranks it gives the gradient that one rank would have
     had.
@@ -100,8 +108,9 @@ class GroupLFQ(nn.Module):
         self.register_buffer("codes", torch.where(set_bits > 0, 1.0, -1.0), persistent=False)  # [2^d, d]
 
     def forward(self, x: Tensor, process_group: dist.ProcessGroup | None = None) -> LFQOutput:
-        """x [B, C, h, w], the encoder's raw output -> bits and losses.
+        """x [B, C, h, w], the encoder's raw output in any float dtype -> bits in that dtype, and losses.
 
+        ValueError on x of another shape.
         The codebook's entropy is that of the global batch: the mean over the ranks of `process_group` (None:
         all, where torch.distributed runs), each of which must hold the same number of positions. The
         per-sample entropy and the commitment are the rank's own; averaged over ranks they are those of the

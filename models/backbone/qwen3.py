@@ -1,7 +1,7 @@
 """Qwen3 from transformers, with our attention plans in the place of its masks.
 
-B sequences, T tokens, D width. Source: Qwen3 is arXiv 2505.09388, of which the paper (arXiv
-2602.14041) changes nothing but the mask.
+B sequences, T tokens, D width. Source: Qwen3 is arXiv 2505.09388, of which the paper (arXiv 2602.14041)
+changes nothing but the mask.
 """
 
 from typing import Any

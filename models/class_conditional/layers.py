@@ -1,6 +1,10 @@
 """Layers of the class-conditional transformer: RMSNorm, rotary attention, SwiGLU; no biases but in `proj_in`.
 
-Shapes: B sequences, T positions, D width, H heads of width e.
+Shapes: B sequences, T positions, D width, H heads of width e. Tensors have the dtype of the weights, or
+autocast's.
+
+Sources: imagenet_gen/src/layers_parallel.py of the code published with the paper (arXiv 2602.14041); RMSNorm
+is arXiv 1910.07467, rotary positions 2104.09864, SwiGLU 2002.05202.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ class NormalLinear(nn.Linear):
     """Linear with weights N(0, 0.02^2) and, where it has them, zero biases."""
 
     def reset_parameters(self) -> None:
+        """Called as the layer is built."""
         nn.init.normal_(self.weight, std=INITIAL_STD)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -32,6 +37,7 @@ class NormalEmbedding(nn.Embedding):
     """Embedding with entries N(0, 0.02^2)."""
 
     def reset_parameters(self) -> None:
+        """Called as the layer is built."""
         nn.init.normal_(self.weight, std=INITIAL_STD)
 
 
@@ -44,13 +50,14 @@ class SwiGLU(nn.Module):
         self.w2 = NormalLinear(hidden, width_out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Float `[..., width_in]` -> `[..., width_out]`."""
         return self.w2(swiglu(self.w1(x)))
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Turn the interleaved pairs (u, v) of the last dimension: (u cos - v sin, u sin + v cos), in float32.
 
-    Args: x `[..., T, H, e]`, rotations complex64 `[T, 1, e/2]`. Returns the dtype of x.
+    Args: x float `[..., T, H, e]`, rotations complex64 `[T, 1, e/2]`. Returns shape and dtype of x.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
@@ -66,6 +73,7 @@ class Attention(nn.Module):
         self.wo = NormalLinear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotations: Tensor, attend: Attend) -> Tensor:
+        """Float `[B, T, D]` -> `[B, T, D]`; rotations complex64 `[T, 1, e/2]`."""
         qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 2)  # [B, 3, T, H, e]
         # q and k turn alike, so one pass over both.
         q, k = rotate(qkv[:, :2], rotations).unbind(1)
@@ -74,7 +82,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer: `[B, T, D]` -> `[B, T, D]`."""
+    """Pre-norm transformer layer."""
 
     def __init__(self, config: ClassConditionalConfig) -> None:
         super().__init__()
@@ -84,5 +92,6 @@ class Layer(nn.Module):
         self.feed_forward = SwiGLU(config.dim, config.ffn_width, config.dim, bias=False)
 
     def forward(self, x: Tensor, rotations: Tensor, attend: Attend) -> Tensor:
+        """Float `[B, T, D]` -> `[B, T, D]`; rotations complex64 `[T, 1, e/2]`."""
         x = x + self.attention(self.attention_norm(x), rotations, attend)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -3,6 +3,9 @@
 Rows of the batch: B conditional ones first; with guidance B unconditional ones (null class) after them. Under
 the linear schedule the scale of step 0 is 1: there each half draws its own first patch from its own noise and
 goes on with it; from step 1 on both halves share the bits. A seed gives the published images only this way.
+
+B images, C bits, P tokens per step, D width. Source: `sample` in imagenet_gen/src/model_parallel.py of the
+code published with the paper (arXiv 2602.14041); guidance is arXiv 2207.12598.
 """
 
 from __future__ import annotations
@@ -70,7 +73,8 @@ def sample(
 def prefill(model: ClassConditionalModel, labels: Tensor) -> tuple[KeyValueCache, Tensor]:
     """Run the class and query tokens; rows of one class (the null class above all) are run once.
 
-    Returns the cache of all rows, and the head's condition for the first patch, `[rows, P, D]`.
+    labels: int64 `[rows]`. Returns the cache of all rows, and the head's condition for the first patch,
+    `[rows, P, D]` in the dtype of the weights.
     """
     config = model.config
     classes, class_of_row = torch.unique(labels, return_inverse=True)
@@ -82,7 +86,10 @@ def prefill(model: ClassConditionalModel, labels: Tensor) -> tuple[KeyValueCache
 
 
 def feed_patch(model: ClassConditionalModel, cache: KeyValueCache, bits: Tensor, step: int) -> Tensor:
-    """Append the patch of `step`, `[rows, P, C]`; returns the condition for the next one, `[rows, P, D]`."""
+    """Append the patch of `step` (from 0); returns the head's condition for the next one.
+
+    bits `[rows, P, C]` of -1/+1, any float dtype -> `[rows, P, D]` in the dtype of the weights.
+    """
     x = _run(model, cache, model.embed_bits(bits))
     return model.condition(x, (step + 1) * model.config.parallel_num)
 

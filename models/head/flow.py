@@ -48,6 +48,9 @@ def guided(v: Tensor, guidance: float) -> Tensor:
 
 
 def draw_noise(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Standard normal float32 `[*shape]` on `device`, drawn where `generator` lives; None: torch's."""
+    """Standard normal float32 `[*shape]` on `device`.
+
+    Drawn by `generator` where it lives, or by the device's global one.
+    """
     source = device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=source).to(device)

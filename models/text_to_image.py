@@ -1,7 +1,9 @@
 """The text-to-image model: Qwen3 reads text and bits, a diffusion head writes the next patch of bits.
 
 T packed tokens, D width, C bits per token, P = p*p tokens per step, N patches predicted, V vision tokens fed,
-L text targets (paper, arXiv 2602.14041, sections 2.2 and 2.3).
+L text targets. Hidden states and embeddings have the weights' dtype, or autocast's; losses are float32.
+
+Source: the paper (arXiv 2602.14041); modeling/mllm.py of the published code.
 """
 
 from collections.abc import Sequence
@@ -107,12 +109,19 @@ class TextToImageModel(nn.Module):
         self.vision_head = DiffusionHead(config.head)
 
     def forward(self, batch: PackedBatch) -> Losses:
-        """Teacher-forced losses of one packed sequence, whose patches have this model's p."""
+        """Teacher-forced losses of one packed sequence, whose patches have this model's p.
+
+        float32 [N, P] of the patches and [L] of the text. ValueError where the shapes of bits, t and noise
+        are not those of this model's head.
+        """
         hidden = self.hidden_states(batch)
         return Losses(self._vision_loss(batch, hidden), self._text_loss(batch, hidden))
 
     def hidden_states(self, batch: PackedBatch, backend: Backend | None = None) -> Tensor:
-        """[T, D], after the final norm; `backend` overrides the attention chosen for the device."""
+        """[T, D] in the float dtype of the weights, after the final norm.
+
+        `backend` overrides the attention chosen for the device; ValueError where it is unknown.
+        """
         plan = plan_packed(batch.document_ids, batch.block_ids, backend)
         embeddings = self.llm.get_input_embeddings()(batch.input_ids)
         # With V = 0 one row of zeros goes through the projector, and none of it into the sequence.
@@ -125,11 +134,17 @@ class TextToImageModel(nn.Module):
         return run_backbone(self.llm, embeddings[None], batch.position_ids[None], plan)[0]
 
     def embed_bits(self, bits: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Bits [..., n, C] of tokens at rows [n], cols [n] -> what the backbone reads, [..., n, D]."""
+        """Bits [..., n, C] of tokens at rows [n], cols [n] -> what the backbone reads, [..., n, D].
+
+        Bits are -1/+1 in the float dtype of the weights, which the result keeps; rows, cols int64.
+        """
         return _add_positions(self.projector(bits), rows, cols)
 
     def head_condition(self, hidden: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Hidden states [..., n, D] that predict the tokens at rows [n], cols [n] -> what the head reads."""
+        """Hidden states [..., n, D] that predict the tokens at rows [n], cols [n] -> what the head reads.
+
+        The same shape and float dtype; rows, cols int64.
+        """
         return _add_positions(hidden, rows, cols)
 
     def _vision_loss(self, batch: PackedBatch, hidden: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
-"""The binary tokenizer: pictures to bits and back (arXiv 2602.14041, section 3.1).
+"""The binary tokenizer: pictures to bits and back.
 
-B batch, C bits per token, H and V rows and columns of pixels, h and w of the token grid.
+B batch, C bits per token, H and V rows and columns of pixels, h and w of the token grid, d downsampling.
+Pictures and bits have the dtype of the weights (under autocast any float dtype), which the result keeps.
 Names of modules are part of the format: the state dict holds `encoder.*` and `decoder.*` as published.
+
+Source: the paper (arXiv 2602.14041); modeling/vision_encoder/autoencoder.py of the published code.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class EncoderLevel(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Float [B, entering, H, V] -> [B, width, H, V], or [B, width, H/2, V/2] where it shrinks."""
         for block in self.block:
             x = block(x)
         out: Tensor = self.downsample(x)
@@ -51,6 +55,7 @@ class DecoderLevel(nn.Module):
         self.upsample = Upsample(width) if grows else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Float [B, entering, H, V] -> [B, width, H, V], or [B, width, 2*H, 2*V] where it grows."""
         for block in self.block:
             x = block(x)
         out: Tensor = self.upsample(x)
@@ -58,7 +63,7 @@ class DecoderLevel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[B, 3, H, V] in [-1, 1] -> [B, C, h, w], unbounded; the signs are the bits."""
+    """From pictures to the values whose signs are the bits."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -73,6 +78,7 @@ class Encoder(nn.Module):
         self.conv_out = Convolution(widths[-1], config.z_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Float [B, 3, H, V] in [-1, 1] -> [B, C, h, w], unbounded."""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
@@ -83,7 +89,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Bits z [B, C, h, w] -> picture [B, 3, H, V], about [-1, 1].
+    """From bits to pictures.
 
     The GAN decoder sees normal noise beside the bits in its first convolution; its adaptive norms read the
     bits alone.
@@ -105,6 +111,11 @@ class Decoder(nn.Module):
         self.conv_out = Convolution(widths[0], config.out_ch, kernel_size=3, padding=1)
 
     def forward(self, z: Tensor, noise: Tensor | None) -> Tensor:
+        """Bits z, float [B, C, h, w] of -1/+1 -> picture [B, 3, H, V], about [-1, 1].
+
+        noise: standard normal [B, C, h, w] for a GAN decoder, None for the others. ValueError on a grid of a
+        single token, whose bits have no variance.
+        """
         latent = LatentStatistics(z)
         x = self.conv_in(z if noise is None else torch.cat([z, noise], dim=1))
         for block in self.mid_block:
@@ -129,8 +140,9 @@ class BinaryTokenizer(nn.Module):
         self.decoder = Decoder(config)
 
     def encode_raw(self, image: Tensor) -> Tensor:
-        """Picture [B, 3, H, V] in [-1, 1] -> the values whose signs are the bits, [B, C, H/d, V/d].
+        """Picture, float [B, 3, H, V] in [-1, 1] -> the values whose signs are the bits, [B, C, H/d, V/d].
 
+        The values are unbounded.
         Raises ValueError where the shape is another, or a side is no multiple of the downsampling d.
         """
         side = self.config.downsample
@@ -147,13 +159,17 @@ class BinaryTokenizer(nn.Module):
         return raw
 
     def encode(self, image: Tensor) -> Tensor:
-        """Picture [B, 3, H, V] in [-1, 1] -> bits [B, C, H/d, V/d] of -1 and +1 in the picture's dtype."""
+        """Picture, float [B, 3, H, V] in [-1, 1] -> bits [B, C, H/d, V/d] of -1 and +1 in the same dtype.
+
+        ValueError as of `encode_raw`.
+        """
         return binarize(self.encode_raw(image))
 
     def encode_all(self, images: Sequence[Tensor], batch_size: int) -> list[Tensor]:
-        """Pictures [3, H, V] of any sizes -> their bits [C, H/d, V/d], in the same order.
+        """Pictures, float [3, H, V] in [-1, 1] of any sizes -> their bits [C, H/d, V/d], in the same order.
 
-        Pictures of equal size go through the network together, at most `batch_size` at a time.
+        Pictures of equal size go through the network together, at most `batch_size` (>= 1) at a time.
+        ValueError as of `encode_raw`.
         """
         of_size: dict[torch.Size, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
@@ -167,10 +183,11 @@ class BinaryTokenizer(nn.Module):
         return [bits[index] for index in range(len(images))]
 
     def decode(self, bits: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Bits [B, C, h, w] of -1 and +1 -> picture [B, 3, h*d, w*d], about [-1, 1].
+        """Bits, float [B, C, h, w] of -1 and +1 -> picture [B, 3, h*d, w*d], about [-1, 1], not clamped.
 
         `noise` (same shape as `bits`, normal) is for a GAN decoder, which draws it where none is given.
-        Raises ValueError where the shapes do not fit, or noise is given to a decoder that takes none.
+        Raises ValueError where the shapes do not fit, the grid is a single token, or noise is given to
+        a decoder that takes none.
         """
         if bits.dim() != 4 or bits.shape[1] != self.config.z_channels:
             expected = f"[batch, {self.config.z_channels}, rows, columns]"
@@ -188,5 +205,5 @@ class BinaryTokenizer(nn.Module):
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Pixels of about [-1, 1], any shape -> uint8: 127.5*x + 128, clamped to 0..255 and truncated."""
+    """Float [...], about [-1, 1] -> uint8 [...]: 127.5*x + 128, clamped to 0..255 and truncated."""
     return (127.5 * image + 128.0).clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,7 @@
-"""Text-to-image models in and out of folders in the published layout."""
+"""Text-to-image models in and out of folders in the published layout.
+
+Source: the weights published with the paper (arXiv 2602.14041); see layout.py for their files.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def load_folder(
 def build_model(
     source: ModelSource, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> TextToImageModel:
-    """The model of ``source`` in eval mode, its weights streamed in."""
+    """The model of ``source`` in eval mode, its weights streamed in; dtype None keeps each tensor's own."""
     model = build_filled(lambda: TextToImageModel(source.config), source.tensors(), dtype, device)
     model.llm.tie_weights()
     return model.to(device).eval()
@@ -82,7 +85,11 @@ def save_folder(
     tokenizer_folder: str | Path | None = None,
     extra_json: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write ``model`` as a published folder, in the dtype that its parameters have. See `FolderWriter`."""
+    """Write ``model`` as a published folder, in the dtype that its parameters have. See `FolderWriter`.
+
+    Raises:
+        OSError: a file cannot be written, or ``tokenizer_folder`` lacks one of the tokenizer's.
+    """
     writer = FolderWriter(folder, model.config, stored_specs(model))
     state = model.state_dict()
     for name in writer.names:
@@ -96,7 +103,11 @@ def write_source(
     shard_bytes: int = layout.SHARD_BYTES,
     progress: Progress = silent,
 ) -> None:
-    """Write the model of ``source`` to another folder, in its own dtypes, holding one file at a time."""
+    """Write the model of ``source`` to another folder, in its own dtypes, holding one file at a time.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     writer = FolderWriter(folder, source.config, source.specs, shard_bytes)
     for name, tensor in progress(source.tensors(), len(source.specs)):
         writer.add(name, tensor)
@@ -118,9 +129,12 @@ class FolderWriter:
         folder: made where it is missing.
         config: of the model.
         specs: name -> shape and the dtype to store, for every tensor, in the key space `llm.*`,
-        `projector.*`,
-            `vision_head.*`; without `llm.lm_head.weight` where the embeddings are tied (see `stored_specs`).
+            `projector.*`, `vision_head.*`; without `llm.lm_head.weight` where the embeddings are tied (see
+            `stored_specs`).
         shard_bytes: largest size of a file of the language model.
+
+    Raises:
+        ValueError: a name in ``specs`` is outside that key space.
     """
 
     def __init__(
@@ -139,8 +153,12 @@ class FolderWriter:
         self._weights = SafetensorsWriter(self._folder, specs, places)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor, from any device. Raises ValueError where it is unknown, misshapen or a
-        repetition."""
+        """Take one tensor, of the planned shape [...] and any float dtype, from any device.
+
+        Raises:
+            ValueError: it is unknown, misshapen, or has been added before.
+            OSError: its file cannot be written.
+        """
         self._weights.add(name, tensor)
 
     def finish(
@@ -158,6 +176,7 @@ class FolderWriter:
 
         Raises:
             ValueError: some tensors have not been added.
+            OSError: a file cannot be written, or ``tokenizer_folder`` lacks one of the tokenizer's.
         """
         self._weights.finish()
         if self._index is not None:

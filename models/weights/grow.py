@@ -1,4 +1,8 @@
-"""From p = 4 to p = 8: the same model, with the query tokens that larger patches need."""
+"""From p = 4 to p = 8: the same model, with the query tokens that larger patches need.
+
+D width of the backbone. Source: the paper (arXiv 2602.14041) goes from 16 to 64 tokens a step; how the new
+embeddings start is our own choice, told at `grow_patch`.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +77,9 @@ def grow_patch(source: ModelSource, p: int, seed: int = 0) -> ModelSource:
 def grow_rows(weight: Tensor, old: Sequence[int], new: Sequence[int], rows: int, seed: int) -> Tensor:
     """``weight`` [rows before, D] with ``rows`` rows, those of the ids ``new`` set as `grow_patch` says.
 
-    ``old`` are the ids whose rows are averaged. Rows that no token uses are zero where they are added.
+    ``old`` are the ids whose rows are averaged, in float32; the result [rows, D] has the float dtype of
+    ``weight``. ``rows`` is at least the number before and above every id. Rows that no token uses are zero
+    where they are added.
     """
     queries = weight[list(old)].float()
     mean = queries.mean(dim=0)

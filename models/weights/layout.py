@@ -7,7 +7,7 @@
     ae_config.json, ae.safetensors                       the binary tokenizer, keys `encoder.*`, `decoder.*`
 
 In memory all tensors but the tokenizer's have one key space, that of `TextToImageModel`'s state dict:
-`llm.*`, `projector.*`, `vision_head.*`.
+`llm.*`, `projector.*`, `vision_head.*`. Source: the weights published with the paper (arXiv 2602.14041).
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ def plan_files(
     specs: Mapping[str, TensorSpec], shard_bytes: int = SHARD_BYTES
 ) -> tuple[dict[str, Place], dict | None]:
     """Which file each tensor of a model goes to, and the language model's index (None where it is one file).
+
+    Args:
+        specs: shape [...] and dtype of each tensor, by its name in memory.
+        shard_bytes: largest size of a file of the language model, unless one tensor alone is larger.
 
     Raises:
         ValueError: a name that belongs to none of the three parts.

@@ -1,4 +1,7 @@
-"""Modules without memory for their weights, and the weights that then stream into them."""
+"""Modules without memory for their weights, and the weights that then stream into them.
+
+No arithmetic: names and shapes are those of the weights published with the paper (arXiv 2602.14041).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ def build_filled(
 
     Args:
         make: builds the module; its random weights are never held in memory.
-        tensors: (name, tensor) for every parameter, checked before; a tensor may be reused after its turn.
+        tensors: (name, tensor) for every parameter, of its shape [...] and any float dtype, checked before; a
+            tensor may be reused after its turn.
         dtype: of the parameters; None keeps that of each tensor.
         device: where the parameters go.
     """

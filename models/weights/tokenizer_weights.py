@@ -1,4 +1,7 @@
-"""The binary tokenizer's own ``.pt`` files (`ae_*.pt`), whose sizes are read off the weights themselves."""
+"""The binary tokenizer's own ``.pt`` files (`ae_*.pt`), whose sizes are read off the weights themselves.
+
+Source: names and shapes are those of the weights published with the paper (arXiv 2602.14041).
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,7 @@ def write_tokenizer_file(weights: TokenizerWeights, file: IO[bytes]) -> None:
 def infer_tokenizer_config(specs: Mapping[str, TensorSpec], where: str) -> TokenizerConfig:
     """The sizes of the tokenizer whose tensors these are: each is the shape or the number of some tensor.
 
+    specs: shape [...] and dtype of each tensor, by its published name; dtypes are not looked at.
     The caller checks all tensors against the result, so a file that contradicts itself is found there.
 
     Raises:
@@ -79,7 +83,10 @@ def infer_tokenizer_config(specs: Mapping[str, TensorSpec], where: str) -> Token
 
 
 def require_telling(specs: Mapping[str, TensorSpec], sides: Mapping[str, int], where: str, what: str) -> None:
-    """Raise ValueError unless each tensor named in ``sides`` is there, not empty, with so many dimensions."""
+    """Raise ValueError unless each tensor named in ``sides`` is there, not empty, with so many dimensions.
+
+    specs: shape [...] and dtype of each tensor; dtypes are not looked at.
+    """
     absent = [
         name
         for name, count in sides.items()

@@ -1,4 +1,8 @@
-"""Does a set of tensors fit a model, to the last name and shape? And if not, which config value says so?"""
+"""Does a set of tensors fit a model, to the last name and shape? And if not, which config value says so?
+
+Tensors may have any shape [...] and dtype here. No arithmetic, and so no source but names and shapes of the
+published weights (paper, arXiv 2602.14041), which the models' state dicts have.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +25,27 @@ class TensorSpec(NamedTuple):
 
     @property
     def numel(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes that the elements take."""
         return self.numel * self.dtype.itemsize
 
 
 def module_specs(module: nn.Module) -> dict[str, TensorSpec]:
-    """Name, shape and dtype of each entry of a module's state dict."""
+    """Name, shape [...] and dtype of each entry of a module's state dict."""
     return specs_in(module.state_dict())
 
 
 def specs_in(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """Shape and dtype of each of ``tensors``."""
+    """Shape [...] and dtype of each of ``tensors``, by name; their values are not read."""
     return {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in tensors.items()}
 
 
 def specs_of(make: Callable[[], nn.Module]) -> dict[str, TensorSpec]:
-    """`module_specs` of the module that ``make`` builds, without memory for its weights."""
+    """Shape [...] and dtype of each tensor of the module that ``make`` builds, without memory for them."""
     with torch.device("meta"):
         return module_specs(make())
 
@@ -58,7 +64,7 @@ def check_tensors(
     where: str,
     explain: Callable[[str], str],
 ) -> None:
-    """Compare names and shapes (dtypes may differ: weights are published in several).
+    """Compare names and shapes [...] (dtypes may differ: weights are published in several).
 
     Args:
         found: what the files hold, by name.

@@ -16,36 +16,39 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
-def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+def track(iterable: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
     """Yield the items of ``iterable``, showing how far it is.
 
     Args:
         iterable: what to go through.
         description: what is being done ("Encoding 128x128").
-        total: the number of items, where ``iterable`` has no length.
+        total: the number of items and of those that were done before, where ``iterable`` has no length.
+        done: items that an earlier start has done; ``iterable`` holds the others.
     """
     if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
-    if sys.stdout.isatty():
-        yield from _bar(iterable, description, total)
-    else:
-        yield from _plain_lines(iterable, description, total)
+        total = done + len(iterable)
+    show = _bar if sys.stdout.isatty() else _plain_lines
+    yield from show(iterable, description, total, done)
 
 
-def _bar(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+def _bar(iterable: Iterable[T], description: str, total: int | None, done: int) -> Iterator[T]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        yield from progress.track(iterable, total=total, description=description)
+        # Not `progress.track`, which at its end forgets what it was told to be completed before.
+        task = progress.add_task(description, total=total, completed=done)
+        for item in iterable:
+            yield item
+            progress.advance(task)
 
 
-def _plain_lines(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+def _plain_lines(iterable: Iterable[T], description: str, total: int | None, done: int) -> Iterator[T]:
     started = last = time.monotonic()
-    for done, item in enumerate(iterable, start=1):
+    for new, item in enumerate(iterable, start=1):
         yield item
         now = time.monotonic()
         if now - last >= PLAIN_INTERVAL:
             last = now
             of = f"/{total}" if total else ""
-            say(f"{description}: {done}{of}, {done / (now - started):.3g}/s")
+            say(f"{description}: {done + new}{of}, {new / (now - started):.3g}/s")

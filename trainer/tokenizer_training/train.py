@@ -88,7 +88,7 @@ def run_steps(
     quantizer = GroupLFQ(recipe.network.bits, recipe.network.bits // losses.group_bits).to(recipe.device)
     bfloat16 = uses_bfloat16(recipe)
     with _metrics_file(folder / "metrics.jsonl", state.step) as metrics:
-        for step in track(range(state.step, recipe.steps), "Training the tokenizer"):
+        for step in track(range(state.step, recipe.steps), "Training the tokenizer", done=state.step):
             started = time.monotonic()
             pixels = torch.from_numpy(batch_of_step(recipe, groups, step)).to(recipe.device)
             with torch.autocast(recipe.device, torch.bfloat16, enabled=bfloat16):

@@ -46,7 +46,7 @@ class DiffusionHead(nn.Module):
         """Velocity-matching loss of each token, before any reduction over tokens.
 
         Args:
-            target: bits of -1/+1, `[N, P, C]`.
+            target: bits of -1/+1, `[N, P, C]`, any dtype.
             cond: hidden states, `[N, P, D]`, any float dtype.
             t: times in [0, 1], float32 `[k N]`, already shifted (see `draw_times`); drawn here if None.
             noise: standard normal, float32 `[k N, P, C]`; drawn here, after t, if None.

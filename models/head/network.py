@@ -89,7 +89,8 @@ class HeadNetwork(nn.Module):
         """Predicted bits.
 
         Args: x_t `[N, P, C]` float32, t `[N]` float32 in [0, 1], cond `[N, P, D]` in any float dtype.
-        Returns `[N, P, C]`; within (-1, 1) for text-to-image heads, unbounded for class-conditional ones.
+        Returns `[N, P, C]` in the weights' dtype; within [-1, 1] for text-to-image heads, unbounded for
+            class-conditional ones.
         """
         return self.denoise(self.embed_tokens(x_t), self.time_embed(t)[:, None], self.embed_condition(cond))
 

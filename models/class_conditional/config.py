@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from models.checks import is_count, is_finite
 from models.head import HeadConfig
 
 
@@ -46,9 +47,9 @@ class ClassConditionalConfig:
         problems = [
             f"{name} is {getattr(self, name)!r}; expected a whole number of at least 1"
             for name in counts
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+            if not is_count(getattr(self, name))
         ]
-        if not 0.0 <= self.perturb_rate <= 1.0:
+        if not (is_finite(self.perturb_rate) and 0.0 <= self.perturb_rate <= 1.0):
             problems.append(f"perturb_rate is {self.perturb_rate!r}; expected a probability, 0 to 1")
         if self.parallel_mode not in ("patch", "standard"):
             problems.append(f"parallel_mode is {self.parallel_mode!r}; expected 'patch' or 'standard'")

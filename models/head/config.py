@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
+
+from models.checks import is_count, is_finite
 
 Variant = Literal["text_to_image", "class_conditional"]
 
@@ -53,14 +54,16 @@ class HeadConfig:
         problems = [
             f"{name} is {getattr(self, name)!r}; expected a whole number of at least 1"
             for name in counts
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+            if not is_count(getattr(self, name))
         ]
         for name in ("time_shift", "P_std"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if not (is_finite(value) and value > 0):
                 problems.append(f"{name} is {value!r}; expected a positive number")
-        if not math.isfinite(self.P_mean):
+        if not is_finite(self.P_mean):
             problems.append(f"P_mean is {self.P_mean!r}; expected a finite number")
+        if not isinstance(self.use_swiglu, bool):
+            problems.append(f"use_swiglu is {self.use_swiglu!r}; expected true or false")
         if self.time_schedule not in ("logit_normal", "uniform"):
             problems.append(f"time_schedule is {self.time_schedule!r}; expected 'logit_normal' or 'uniform'")
         if self.variant not in ATTENTION_HEAD_WIDTH:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -13,11 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.tensor_files.json_files import read_json_object
 from models.tensor_files.strict import TensorSpec
 
 # The types that weights are published in; anything else (quantized, 8-bit) is not what these models compute
 # with.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+LONGEST_NAME = 255  # bytes, in the usual file systems
 
 
 class Place(NamedTuple):
@@ -37,8 +40,8 @@ def read_index(folder: Path, index_name: str) -> list[str]:
     """
     path = folder / index_name
     try:
-        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        files = sorted(set(read_json_object(path, "an index")["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a readable index with a `weight_map` of files ({error!r})") from error
     for name in files:
         if (
@@ -46,10 +49,12 @@ def read_index(folder: Path, index_name: str) -> list[str]:
             or PurePosixPath(name).name != name
             or "\\" in name
             or name in ("", "..")
+            or len(name.encode("utf-8", "replace")) > LONGEST_NAME
         ):
             raise ValueError(
-                f"{path}: names the file {name!r}; expected plain file names of this folder, such as "
-                "model-00001-of-00002.safetensors. Do not use this folder: its index reaches outside of it"
+                f"{path}: names the file {reprlib.repr(name)}; expected plain file names of this "
+                "folder, such as model-00001-of-00002.safetensors. Do not use this folder: no program "
+                "writes such an index"
             )
         if not name.endswith(".safetensors"):
             raise ValueError(f"{path}: names {name!r}; expected safetensors files only")

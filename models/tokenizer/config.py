@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from models.checks import is_count
+
 NORM_GROUPS = 32  # every GroupNorm of the network splits its channels in 32 groups
 
 
@@ -27,21 +29,27 @@ class TokenizerConfig:
     gan_decoder: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))  # JSON has lists
+        if isinstance(self.ch_mult, list):  # as JSON has it
+            object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         problems = [
             f"{name} = {getattr(self, name)!r}, expected a positive integer"
             for name in ("ch", "z_channels", "num_res_blocks", "in_channels", "out_ch")
-            if not _is_positive_int(getattr(self, name))
+            if not is_count(getattr(self, name))
         ]
-        if not self.ch_mult or not all(_is_positive_int(factor) for factor in self.ch_mult):
-            problems.append(f"ch_mult = {list(self.ch_mult)!r}, expected one positive integer per level")
-        elif _is_positive_int(self.ch) and any(width % NORM_GROUPS for width in self.widths):
+        if not (isinstance(self.ch_mult, tuple) and self.ch_mult and all(map(is_count, self.ch_mult))):
+            found = list(self.ch_mult) if isinstance(self.ch_mult, tuple) else self.ch_mult
+            problems.append(f"ch_mult = {found!r}, expected one positive integer per level")
+        elif is_count(self.ch) and any(width % NORM_GROUPS for width in self.widths):
             problems.append(
                 f"ch = {self.ch} times ch_mult = {list(self.ch_mult)} gives the widths {list(self.widths)}, "
                 f"expected multiples of {NORM_GROUPS} (the groups of each GroupNorm)"
             )
-        if self.double_z:
-            problems.append("double_z = true, expected false: a binary tokenizer has no variance channels")
+        if self.double_z is not False:
+            problems.append(
+                f"double_z = {self.double_z!r}, expected false: a binary tokenizer has no variance channels"
+            )
+        if not isinstance(self.gan_decoder, bool):
+            problems.append(f"gan_decoder = {self.gan_decoder!r}, expected true or false")
         if problems:
             raise ValueError("tokenizer configuration: " + "; ".join(problems))
 
@@ -76,11 +84,7 @@ class TokenizerConfig:
         problems += [f"`{key}` is unknown" for key in sorted(set(ddconfig) - known)]
         if problems:
             raise ValueError(f"ae_config.json, ddconfig: {', '.join(problems)}")
-        return cls(**ddconfig, gan_decoder=bool(data.get("gan_decoder", False)))
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return cls(**ddconfig, gan_decoder=data.get("gan_decoder", False))
 
 
 @dataclass(frozen=True)

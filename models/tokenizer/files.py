@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.tensor_files.json_files import read_json_object
 from models.tensor_files.safetensors_files import Place, SafetensorsWriter, read_specs, read_tensors
 from models.tensor_files.strict import Rule, TensorSpec, check_tensors, explain_by, specs_in, specs_of
 from models.tokenizer.config import TokenizerConfig
@@ -40,17 +41,7 @@ class TokenizerWeights:
 
 def read_tokenizer_config(folder: str | Path) -> TokenizerConfig:
     """The configuration in `folder`; ValueError where it is absent, no JSON, or describes no tokenizer."""
-    path = Path(folder) / CONFIG_FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{folder} holds no {CONFIG_FILE}: expected the folder of a tokenizer or a published model"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, expected an object")
+    data = read_json_object(Path(folder) / CONFIG_FILE, "that of a tokenizer or a published model")
     return TokenizerConfig.from_json(data)
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalConfig, ClassConditionalModel
+from models.tensor_files.json_files import read_json_object
 from models.tensor_files.progress import Progress, silent
 from models.tensor_files.safetensors_files import Place, SafetensorsWriter, read_specs, read_tensors
 from models.tensor_files.strict import Rule, TensorSpec, check_tensors, explain_by, specs_in, specs_of
@@ -124,8 +125,8 @@ def class_conditional_from_folder(folder: Path) -> ClassConditionalWeights:
     """
     path = folder / CONFIG
     try:
-        config = ClassConditionalConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        config = ClassConditionalConfig.from_json(read_json_object(path, "that of a class-conditional model"))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a configuration of a class-conditional model ({error})") from error
     specs = read_specs(folder / WEIGHTS)
     check_class_conditional_specs(specs, config, str(folder))

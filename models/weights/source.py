@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config
+from transformers import PreTrainedTokenizerFast
 
+from models.backbone import backbone_from_json
 from models.head import HeadConfig
 from models.layout import SequenceTokens, sequence_tokens
+from models.tensor_files.json_files import read_json_object
 from models.tensor_files.safetensors_files import Place, read_index, read_specs, read_tensors
 from models.tensor_files.strict import TensorSpec, check_tensors, explain_by, module_specs
 from models.text_to_image import TextToImageConfig, TextToImageModel
@@ -58,20 +58,17 @@ def read_folder_config(folder: str | Path) -> TextToImageConfig:
         raise ValueError(
             f"{folder}: no such folder; expected one with {layout.LLM_CONFIG} and {layout.HEAD_CONFIG}"
         )
-    llm = _read_json(folder / layout.LLM_CONFIG)
-    if llm.get("model_type") != "qwen3":
-        raise ValueError(
-            f"{folder / layout.LLM_CONFIG}: model_type is {llm.get('model_type')!r}; expected 'qwen3', the "
-            "language model that text-to-image models are built on"
-        )
-    head_values = _read_json(folder / layout.HEAD_CONFIG)
+    llm_values, head_values = (
+        read_json_object(folder / file, "that of a text-to-image model")
+        for file in (layout.LLM_CONFIG, layout.HEAD_CONFIG)
+    )
+    qwen = backbone_from_json(llm_values, str(folder / layout.LLM_CONFIG))
     try:
         head = HeadConfig.from_json(head_values)
-        qwen = Qwen3Config.from_dict(llm)
         if not (folder / TOKENIZER_CONFIG).is_file():
             return TextToImageConfig(qwen, head)
         return TextToImageConfig(qwen, head, read_tokenizer_config(folder).downsample)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 
 
@@ -189,15 +186,3 @@ def _check_vocabulary(
             f"{folder}: the text tokenizer has {len(text_tokenizer)} tokens, but {layout.LLM_CONFIG} has "
             f"vocab_size = {config.llm.vocab_size}; take both from the same model"
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; expected the folder of a text-to-image model") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}; expected a JSON object")
-    return data

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.tensor_files.safetensors_files import DTYPES
+
+BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the pickled number it began with
+
 
 def read_torch_file(path: Path) -> Mapping[str, Any]:
     """The dictionary in a ``.pt`` file. Its tensors stay on disk (mapped) until they are read.
@@ -30,6 +34,12 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
             "load it there and save its tensors again with torch.save"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        if _is_before_zip(path):
+            raise ValueError(
+                f"{path}: written in the form that torch.save had before PyTorch 1.6, which cannot be read "
+                "tensor by tensor. Save it again in the present one: "
+                f"torch.save(torch.load({str(path)!r}, weights_only=True), 'again.pt')"
+            ) from error
         reason = str(error).strip().splitlines()
         raise ValueError(
             f"{path}: not a whole file of torch.save in its zip format ({reason[0] if reason else error!r}); "
@@ -41,7 +51,7 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
 
 
 def tensors_of(entry: object, where: str) -> dict[str, Tensor]:
-    """``entry`` as a state dict. Raises ValueError naming everything in it that is no dense float tensor."""
+    """``entry`` as a state dict. Raises ValueError naming what in it is no dense tensor of a known type."""
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where}: a {type(entry).__name__}; expected a dictionary of tensors by name")
     foreign = [
@@ -51,16 +61,28 @@ def tensors_of(entry: object, where: str) -> dict[str, Tensor]:
     ]
     if foreign:
         shown = ", ".join(foreign[:20]) + (f" and {len(foreign) - 20} more" if len(foreign) > 20 else "")
-        raise ValueError(f"{where}: expected dense float tensors only, found {shown}")
+        raise ValueError(f"{where}: expected dense float tensors only ({', '.join(DTYPES)}), found {shown}")
     return {name: value.detach() for name, value in entry.items()}
 
 
 def _is_weight(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+    if not isinstance(value, Tensor) or value.is_meta:
+        return False
+    return value.layout == torch.strided and value.dtype in DTYPES.values()
 
 
 def _kind(value: object) -> str:
-    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype}, {'without values' if value.is_meta else value.layout}"
+
+
+def _is_before_zip(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(BEFORE_ZIP)) == BEFORE_ZIP
+    except OSError:
+        return False
 
 
 def _foreign(path: Path) -> str:

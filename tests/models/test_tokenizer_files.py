@@ -83,10 +83,10 @@ def test_every_misfit_is_listed(tmp_path: Path) -> None:
 
 
 def test_absent_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no ae_config\.json"):
+    with pytest.raises(ValueError, match=r"ae_config\.json: no such file; expected that of a tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "ae_config.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match=r"ae_config\.json: not readable as JSON"):
         load_tokenizer(tmp_path)
     save_tokenizer(make(), tmp_path)
     (tmp_path / "ae.safetensors").unlink()

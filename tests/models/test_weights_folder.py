@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from models.text_to_image import TextToImageModel
 from models.weights import (
     FolderWriter,
+    build_model,
     load_folder,
     open_folder,
     read_folder_config,
@@ -210,6 +211,120 @@ def test_a_wrong_config_value_is_named(tmp_path: Path, file: str, changes: dict,
     assert str(tmp_path) in str(caught.value)
 
 
+NO_COUNT = (None, -1, 0, 1.5, "x", [], {}, True, 10**30, 1e400)
+NO_POSITIVE = (None, -1, 0, "x", [], {}, True, 1e400)
+WRONG_VALUES: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "head_dim"), NO_COUNT),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), NO_COUNT),
+    "max_position_embeddings": NO_COUNT[:-2],
+    "rms_norm_eps": NO_POSITIVE,
+    "rope_theta": NO_POSITIVE,
+    "rope_parameters": ("x", [], {"rope_type": "yarn", "factor": 4.0}, {"rope_theta": 1.0}),
+    "rope_scaling": ("x", [], {"rope_type": "linear", "factor": 2.0}),
+    "hidden_act": (None, "x", "gelu", []),
+    "use_sliding_window": (True, "x", 1.5),
+    "layer_types": ("x", ["full_attention"], ["sliding_attention"] * 2),
+    "attention_bias": (None, "x", 1),
+    "tie_word_embeddings": (None, "x", 0),
+    "eos_token_id": ("x", [1.5]),
+}
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    saved(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_values_that_no_backbone_has_are_refused_by_name(shared_folder: Path, name: str) -> None:
+    path = shared_folder / "config.json"
+    text = path.read_text()
+    for value in WRONG_VALUES[name]:
+        edit(path, **{name: value})
+        try:
+            with pytest.raises(
+                ValueError,
+                match=rf"config\.json: no language model.*\n- {name.replace('rope_parameters', 'rope_')}",
+            ):
+                read_folder_config(shared_folder)
+        finally:
+            path.write_text(text)
+
+
+def test_all_wrong_values_are_told_at_once(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path / "config.json", num_attention_heads=None, hidden_act="x", rms_norm_eps="y")
+    with pytest.raises(ValueError) as caught:
+        open_folder(tmp_path)
+    for line in (
+        "- num_attention_heads is None; expected a valid integer",
+        "- hidden_act is 'x'; expected 'silu'",
+        "- rms_norm_eps is 'y'; expected a valid number",
+    ):
+        assert line in str(caught.value)
+    edit(
+        tmp_path / "config.json", num_attention_heads=3, hidden_act="silu", rms_norm_eps=1e-6, layer_types=[]
+    )
+    with pytest.raises(ValueError) as caught:
+        open_folder(tmp_path)
+    assert "num_attention_heads is 3; expected a multiple of num_key_value_heads = 2" in str(caught.value)
+    assert "layer_types names 0 layers; expected num_hidden_layers = 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "named"),
+    [
+        ("vision_head_config.json", {"ch_target": True}, "ch_target is True"),
+        ("vision_head_config.json", {"parallel_num": True}, "parallel_num is True"),
+        ("vision_head_config.json", {"time_shift": "x"}, "time_shift is 'x'"),
+        ("vision_head_config.json", {"P_mean": None}, "P_mean is None"),
+        ("vision_head_config.json", {"use_swiglu": "x"}, "use_swiglu is 'x'"),
+        ("ae_config.json", {"gan_decoder": 1}, "gan_decoder = 1"),
+    ],
+)
+def test_other_wrong_types_are_refused_by_name(tmp_path: Path, file: str, changes: dict, named: str) -> None:
+    save_folder(cases.text_to_image(ROWS), TOKENIZER, tmp_path, cases.tokenizer_folder(tmp_path / "ae"))
+    edit(tmp_path / file, **changes)
+    with pytest.raises(ValueError, match=named):
+        open_folder(tmp_path)
+
+
+PUBLISHED = {  # as in the published 0.6B, but for what the tiny model's tensors decide
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "initializer_range": 0.02,
+    "max_window_layers": 28,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+}
+
+
+@pytest.mark.parametrize("rope", ["rope_theta", "rope_parameters"])
+def test_the_forms_of_transformers_4_and_5_are_read_alike(tmp_path: Path, rope: str) -> None:
+    saved(tmp_path)
+    path = tmp_path / "config.json"
+    values = {
+        k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("rope") and k != "dtype"
+    }
+    forms = {
+        "rope_theta": {"rope_theta": 1_000_000},
+        "rope_parameters": {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000}},
+    }
+    path.write_text(json.dumps(values | PUBLISHED | forms[rope]))
+    source = open_folder(tmp_path)
+    assert source.config.llm.eos_token_id == 151645
+    model = build_model(source)
+    frequencies = model.llm.model.rotary_emb.inv_freq
+    assert torch.allclose(frequencies, 1_000_000.0 ** -(torch.arange(0, 16, 2) / 16))
+
+
 def test_a_copy_of_tied_embeddings_is_accepted_only_where_it_is_one(tmp_path: Path) -> None:
     model = saved(tmp_path, tied=True)
     llm = load_file(tmp_path / "model.safetensors")
@@ -226,9 +341,10 @@ def test_a_copy_of_tied_embeddings_is_accepted_only_where_it_is_one(tmp_path: Pa
 @pytest.mark.parametrize("file", ["config.json", "vision_head_config.json", "tokenizer.json"])
 def test_absent_and_broken_files_are_named(tmp_path: Path, file: str) -> None:
     saved(tmp_path)
-    (tmp_path / file).write_text("{ broken")
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        open_folder(tmp_path)
+    for text in ("{ broken", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"):
+        (tmp_path / file).write_text(text)
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            open_folder(tmp_path)
     (tmp_path / file).unlink()
     with pytest.raises(ValueError, match=file):
         open_folder(tmp_path)

@@ -59,14 +59,36 @@ def test_files_that_are_not_torch_files_are_refused(tmp_path: Path) -> None:
         read_torch_file(tmp_path / "absent.pt")
 
 
+def test_the_old_form_of_torch_save_tells_how_to_renew_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = tmp_path / "model.pt", {"ema": {"w": torch.arange(3.0)}}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"before PyTorch 1\.6") as caught:
+        read_torch_file(path)
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value).rpartition(": ")[2], {"torch": torch})  # the advice works
+    assert torch.equal(read_torch_file(Path("again.pt"))["ema"]["w"], content["ema"]["w"])
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [("text", "str"), (3, "int"), (torch.zeros(2, dtype=torch.int64), "torch.int64"), ([1.0], "list")],
+    [
+        ("text", "str"),
+        (3, "int"),
+        (torch.zeros(2, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(2).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+        (torch.zeros(2, device="meta"), "torch.float32, without values"),
+        (torch.eye(2).to_sparse(), "torch.float32, torch.sparse_coo"),
+        ([1.0], "list"),
+    ],
 )
 def test_what_is_no_weight_among_the_weights_is_named(tmp_path: Path, value: object, kind: str) -> None:
     torch.save({"ema": {"norm.weight": torch.ones(2), "odd": value}}, tmp_path / "model.pt")
     with pytest.raises(
-        ValueError, match=rf"model\.pt, ema: expected dense float tensors only.*'odd' \({kind}"
+        ValueError,
+        match=rf"model\.pt, ema: expected dense float tensors only \(F64, F32, F16, BF16\), found 'odd' "
+        rf"\({kind}",
     ):
         open_weights(tmp_path / "model.pt")
 
@@ -80,6 +102,7 @@ def test_what_is_no_weight_among_the_weights_is_named(tmp_path: Path, value: obj
         "..",
         "",
         "a\\b.safetensors",
+        "a" * 5000 + ".safetensors",
         7,
         None,
     ],
@@ -107,9 +130,10 @@ def test_an_index_that_names_an_absent_or_other_file_is_refused(tmp_path: Path) 
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="expected safetensors files only"):
         open_folder(folder)
-    (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match="not a readable index"):
-        open_folder(folder)
+    for text in ("[]", '{"weight_map": ' + "[" * 100_000 + "]" * 100_000 + "}"):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ValueError, match=r"index\.json: not a readable index"):
+            open_folder(folder)
 
 
 def test_a_name_in_two_shards_is_refused(tmp_path: Path) -> None:

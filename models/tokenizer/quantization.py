@@ -111,6 +111,7 @@ class GroupLFQ(nn.Module):
         """x [B, C, h, w], the encoder's raw output in any float dtype -> bits in that dtype, and losses.
 
         ValueError on x of another shape.
+
         The codebook's entropy is that of the global batch: the mean over the ranks of `process_group` (None:
         all, where torch.distributed runs), each of which must hold the same number of positions. The
         per-sample entropy and the commitment are the rank's own; averaged over ranks they are those of the

@@ -49,6 +49,7 @@ def infer_tokenizer_config(specs: Mapping[str, TensorSpec], where: str) -> Token
     """The sizes of the tokenizer whose tensors these are: each is the shape or the number of some tensor.
 
     specs: shape [...] and dtype of each tensor, by its published name; dtypes are not looked at.
+
     The caller checks all tensors against the result, so a file that contradicts itself is found there.
 
     Raises:

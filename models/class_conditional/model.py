@@ -63,7 +63,7 @@ class ClassConditionalModel(nn.Module):
         """Loss of every token, unreduced.
 
         Args:
-            bits: -1/+1, `[B, C, h, w]` in plain raster order.
+            bits: -1/+1, `[B, C, h, w]` in plain raster order, any dtype.
             labels: int64 `[B]`, 0 to num_classes (that one is the null class).
             generator: where the draws come from; the global one of the bits' device if None.
 
@@ -129,7 +129,7 @@ class ClassConditionalModel(nn.Module):
         return self.norm(x) + self.pos_for_diff(places)
 
     def check_labels(self, labels: Tensor | Sequence[int]) -> Tensor:
-        """Labels as int64 `[B]` on the model's device.
+        """Labels, a list or a tensor `[B]` of any integer dtype, as int64 `[B]` on the model's device.
 
         Raises ValueError on anything but class numbers that it knows. The null class (`num_classes`), which
         stands for no label, is one of them.

@@ -40,7 +40,8 @@ def sample(
     """Draw one image per label.
 
     Args:
-        labels: class numbers `[B]`, 0 to num_classes - 1, or num_classes for a picture of no class.
+        labels: class numbers `[B]`, a list or a tensor of any integer dtype: 0 to num_classes - 1, or
+            num_classes for a picture of no class.
         guidance: classifier-free guidance, at least 1; 1 leaves the unconditional half out altogether.
         steps: solver steps of the head per autoregressive step (100 for the published FIDs).
         schedule: "linear" (published) or "constant" guidance over the autoregressive steps.
@@ -48,7 +49,7 @@ def sample(
         generator: where the draws come from; the global one of the model's device if None.
 
     Returns bits of -1/+1, float32 `[B, C, h, w]`, plain raster order, for a tokenizer's `decode`.
-    Raises ValueError on unknown labels, a guidance below 1, or fewer than one step.
+    Raises ValueError on unknown labels, schedules or samplers, a guidance below 1, or fewer than one step.
     """
     check_guidance(guidance, schedule)
     labels = model.check_labels(labels)

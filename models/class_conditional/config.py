@@ -1,4 +1,4 @@
-"""Sizes of the class-conditional models, and the published presets (paper, section 4.1; arXiv 2602.14041)."""
+"""Sizes of the class-conditional models, and the presets published with the paper (arXiv 2602.14041)."""
 
 from __future__ import annotations
 
@@ -117,6 +117,7 @@ class ClassConditionalConfig:
 
     @property
     def head(self) -> HeadConfig:
+        """The sizes of its diffusion head; ValueError where no head can be built from them."""
         return HeadConfig(
             ch_target=self.latent_dim,
             ch_cond=self.dim,
@@ -131,6 +132,7 @@ class ClassConditionalConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """All fields by name, as `from_json` reads them."""
         return asdict(self)
 
     @classmethod

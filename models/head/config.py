@@ -95,6 +95,7 @@ class HeadConfig:
 
     @property
     def attention_head_width(self) -> int:
+        """Width of an attention head: 128 for text-to-image, 64 for class-conditional heads."""
         return ATTENTION_HEAD_WIDTH[self.variant]
 
     @property

@@ -1,4 +1,8 @@
-"""Safetensors files, one tensor or one file at a time: weights larger than memory pass through here."""
+"""Safetensors files, one tensor or one file at a time: weights larger than memory pass through here.
+
+Tensors may have any shape [...]; dtypes are float64, float32, float16 and bfloat16. Source: the format of
+huggingface.co/docs/safetensors, in which the paper's text-to-image weights (arXiv 2602.14041) are published.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +71,7 @@ def read_index(folder: Path, index_name: str) -> list[str]:
 
 
 def read_specs(path: Path) -> dict[str, TensorSpec]:
-    """Shapes and dtypes of a file's tensors, from its header alone.
+    """Shapes [...] and dtypes of a file's tensors, from its header alone.
 
     Raises:
         ValueError: no such file, no whole safetensors file, or a type that is not a float of 16 bits or more.
@@ -93,7 +97,8 @@ def read_specs(path: Path) -> dict[str, TensorSpec]:
 def read_tensors(folder: Path, places: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) in the order of ``places``; a file is mapped while tensors of it come in a row.
 
-    A tensor is a view of the mapped file: copy it, or be done with it before the next one.
+    A tensor has the shape [...] and float dtype that it is stored in, and is a view of the mapped file: copy
+    it, or be done with it before the next one. Files and keys have been checked before, by `read_specs`.
     """
     for file_name, entries in itertools.groupby(places.items(), key=lambda entry: entry[1].file):
         with safe_open(folder / file_name, framework="pt") as file:
@@ -118,7 +123,7 @@ class SafetensorsWriter:
             self._waiting.setdefault(place.file, set()).add(name)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a copy of ``tensor``, in the planned dtype.
+        """Take a copy of ``tensor``, of the planned shape [...] and any dtype, in the planned dtype.
 
         Raises:
             ValueError: it is not in the plan, misshapen, or has been taken before.
@@ -153,7 +158,8 @@ class SafetensorsWriter:
 def plan_shards(specs: Mapping[str, TensorSpec], shard_bytes: int) -> tuple[dict[str, Place], dict | None]:
     """Spread tensors over files as transformers does: in their order, each file at most ``shard_bytes``.
 
-    A tensor larger than that has a file of its own. Everything in one file needs no index.
+    A tensor larger than that has a file of its own. Everything in one file needs no index. A spec tells a
+    tensor's shape [...] and the dtype to store it in.
 
     Returns:
         name -> place (``model.safetensors``, or ``model-00001-of-00007.safetensors`` and so on), and the

@@ -1,4 +1,7 @@
-"""A tokenizer's files, `ae_config.json` and `ae.safetensors`, and the fingerprint that latents carry."""
+"""A tokenizer's files, `ae_config.json` and `ae.safetensors`, and the fingerprint that latents carry.
+
+Source: names and shapes are those of the weights published with the paper (arXiv 2602.14041).
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ def read_tokenizer_config(folder: str | Path) -> TokenizerConfig:
 
 
 def check_tokenizer_specs(found: Mapping[str, TensorSpec], config: TokenizerConfig, where: str) -> None:
-    """Raise ValueError, with every misfit, unless `found` are exactly the tensors of `config`'s tokenizer."""
+    """Raise ValueError, with every misfit, unless `found` are exactly the tensors of `config`'s tokenizer.
+
+    Names and shapes [...] are compared; the dtypes may be any.
+    """
     data = config.to_json()
     values = {CONFIG_FILE: {**data["ddconfig"], "gan_decoder": data["gan_decoder"]}}
     check_tensors(found, specs_of(lambda: BinaryTokenizer(config)), where, explain_by(RULES, values))
@@ -75,6 +81,7 @@ def tokenizer_from_state(
 ) -> BinaryTokenizer:
     """The tokenizer of `config` on the tensors of `state`, as `load_tokenizer` builds it.
 
+    state: tensors by their published names, in any float dtype, copied to float32.
     Entries outside `encoder.` and `decoder.` (discriminator, losses, averages of a training file) are passed
     over. Raises ValueError listing every tensor that is missing, unexpected or misshapen.
     """
@@ -96,7 +103,10 @@ def _build(weights: TokenizerWeights, device: str | torch.device) -> BinaryToken
 
 
 def write_tokenizer(weights: TokenizerWeights, folder: str | Path) -> None:
-    """Write config and weights, in the dtypes that these have, into `folder`, made where it is missing."""
+    """Write config and weights, in the dtypes that these have, into `folder`, made where it is missing.
+
+    OSError where a file cannot be written.
+    """
     folder, specs = Path(folder), specs_in(weights.tensors)
     writer = SafetensorsWriter(folder, specs, {name: Place(WEIGHTS_FILE, name) for name in specs})
     for name, tensor in weights.tensors.items():
@@ -107,7 +117,7 @@ def write_tokenizer(weights: TokenizerWeights, folder: str | Path) -> None:
 
 
 def save_tokenizer(tokenizer: BinaryTokenizer, folder: str | Path) -> None:
-    """`write_tokenizer` of a tokenizer in memory."""
+    """`write_tokenizer` of a tokenizer in memory; OSError as there."""
     write_tokenizer(TokenizerWeights(tokenizer.config, tokenizer.state_dict()), folder)
 
 

@@ -1,4 +1,7 @@
-"""A text-to-image folder, opened: its configuration read, its tensors checked, none of them read yet."""
+"""A text-to-image folder, opened: its configuration read, its tensors checked, none of them read yet.
+
+Source: names and shapes are those of the weights published with the paper (arXiv 2602.14041).
+"""
 
 from __future__ import annotations
 
@@ -104,13 +107,16 @@ def open_folder(folder: str | Path) -> ModelSource:
 
 
 def expected_specs(config: TextToImageConfig) -> dict[str, TensorSpec]:
-    """Names and shapes of a model's tensors as they are stored, found without memory for its weights."""
+    """Names and shapes [...] of a model's tensors as they are stored, found without memory for its weights.
+
+    The dtype in them is torch's default, float32 unless changed: what files hold may differ.
+    """
     with torch.device("meta"):
         return stored_specs(TextToImageModel(config))
 
 
 def stored_specs(model: TextToImageModel) -> dict[str, TensorSpec]:
-    """Name, shape and dtype of each tensor of ``model`` that a folder holds: tied embeddings count once."""
+    """Name, shape [...] and dtype of each tensor of ``model`` that a folder holds; tied embeddings once."""
     specs = module_specs(model)
     if model.config.llm.tie_word_embeddings:
         del specs[layout.OUTPUT]

@@ -1,4 +1,7 @@
-"""PyTorch's own ``.pt`` files: read without running anything that they bring along."""
+"""PyTorch's own ``.pt`` files: read without running anything that they bring along.
+
+Source: the paper's class-conditional models and tokenizers (arXiv 2602.14041) are published in such files.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
 
 
 def tensors_of(entry: object, where: str) -> dict[str, Tensor]:
-    """``entry`` as a state dict. Raises ValueError naming what in it is no dense tensor of a known type."""
+    """``entry`` as a state dict: tensors of any shape [...] by name, without their gradients.
+
+    ValueError naming what in it is no dense tensor of float64, float32, float16 or bfloat16.
+    """
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where}: a {type(entry).__name__}; expected a dictionary of tensors by name")
     foreign = [

@@ -4,6 +4,8 @@ class_conditional_config.json   the fields of `ClassConditionalConfig`
 class_conditional.safetensors   the weights, under their published names
 ae_config.json, ae.safetensors  the binary tokenizer, where the `.pt` holds one
 
+Source: the weights published with the paper (arXiv 2602.14041), by name and shape [...]; any float dtype.
+
 A ``.pt`` that is written here also holds its configuration, under `class_conditional_config`: tensors do not
 tell all of it. Who reads `ema` does not see it.
 """
@@ -192,7 +194,10 @@ def save_class_conditional(
 def check_class_conditional_specs(
     found: Mapping[str, TensorSpec], config: ClassConditionalConfig, where: str
 ) -> None:
-    """Raise ValueError unless ``found`` are exactly the tensors of the model of ``config``."""
+    """Raise ValueError, with every misfit, unless ``found`` are the tensors of the model of ``config``.
+
+    Names and shapes [...] are compared; the dtypes may be any.
+    """
     expected = specs_of(lambda: ClassConditionalModel(config))
     check_tensors(found, expected, where, explain_by(RULES, {CONFIG: config.to_json()}))
 
@@ -207,7 +212,7 @@ def infer_class_conditional_config(
     model trained otherwise, change the written `class_conditional_config.json`.
 
     Args:
-        specs: the model's tensors, without the tokenizer's.
+        specs: shape [...] of each of the model's tensors, without the tokenizer's; dtypes are not looked at.
         down_size: pixels along the side of a token.
         where: for messages.
         heads: attention heads of the transformer, a divisor of its width.

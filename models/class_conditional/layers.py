@@ -50,7 +50,7 @@ class SwiGLU(nn.Module):
         self.w2 = NormalLinear(hidden, width_out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float `[..., width_in]` -> `[..., width_out]`."""
+        """float `[..., width_in]` -> `[..., width_out]`."""
         return self.w2(swiglu(self.w1(x)))
 
 
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self.wo = NormalLinear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotations: Tensor, attend: Attend) -> Tensor:
-        """Float `[B, T, D]` -> `[B, T, D]`; rotations complex64 `[T, 1, e/2]`."""
+        """float `[B, T, D]` -> `[B, T, D]`; rotations complex64 `[T, 1, e/2]`."""
         qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 2)  # [B, 3, T, H, e]
         # q and k turn alike, so one pass over both.
         q, k = rotate(qkv[:, :2], rotations).unbind(1)
@@ -92,6 +92,6 @@ class Layer(nn.Module):
         self.feed_forward = SwiGLU(config.dim, config.ffn_width, config.dim, bias=False)
 
     def forward(self, x: Tensor, rotations: Tensor, attend: Attend) -> Tensor:
-        """Float `[B, T, D]` -> `[B, T, D]`; rotations complex64 `[T, 1, e/2]`."""
+        """float `[B, T, D]` -> `[B, T, D]`; rotations complex64 `[T, 1, e/2]`."""
         x = x + self.attention(self.attention_norm(x), rotations, attend)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -112,7 +112,7 @@ class ClassConditionalModel(nn.Module):
         return self.emb_norm(self.proj_in(bits.to(self.dtype)))
 
     def run_layers(self, x: Tensor, rotations: Tensor, attends: Sequence[Attend]) -> Tensor:
-        """Float `[B, T, D]` -> `[B, T, D]`, before the final norm.
+        """float `[B, T, D]` -> `[B, T, D]`, before the final norm.
 
         rotations: complex64 `[T, 1, e/2]`, e the width of an attention head; one `Attend` per layer.
         """

@@ -53,7 +53,7 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def split_modulation(modulation: Tensor, branches: int) -> tuple[Tensor, ...]:
-    """Float `[B, P, 3 branches W]` -> 1 + scale, shift, gate of each branch in turn, each `[B, P, W]`."""
+    """float `[B, P, 3 branches W]` -> 1 + scale, shift, gate of each branch in turn, each `[B, P, W]`."""
     chunks = modulation.chunk(3 * branches, dim=-1)
     return tuple(1.0 + chunk if i % 3 == 0 else chunk for i, chunk in enumerate(chunks))
 
@@ -77,7 +77,7 @@ class HeadAttention(nn.Module):
         self.wo = XavierLinear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float `[B, P, W]` -> `[B, P, W]`."""
+        """float `[B, P, W]` -> `[B, P, W]`."""
         qkv = self.wqkv(x).unflatten(-1, (3, self.heads, self.head_width))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, P, head_width] each
         return self.wo(attend_all(q, k, v).transpose(1, 2).flatten(-2))
@@ -100,13 +100,13 @@ class TransformerBlock(nn.Module):
             self.mlp = nn.Sequential(XavierLinear(width, hidden), nn.SiLU(), XavierLinear(hidden, width))
 
     def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """Float `[B, P, W]` -> `[B, P, W]`; modulation: six of that shape, from `split_modulation`."""
+        """float `[B, P, W]` -> `[B, P, W]`; modulation: six of that shape, from `split_modulation`."""
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation
         x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), scale1, shift1)))
         return torch.addcmul(x, gate2, self.feed_forward(modulate(self.norm2(x), scale2, shift2)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Float `[B, P, W]` -> `[B, P, W]`, by SwiGLU or (`use_swiglu` false) Linear, SiLU, Linear."""
+        """float `[B, P, W]` -> `[B, P, W]`, by SwiGLU or (`use_swiglu` false) Linear, SiLU, Linear."""
         return self.w2(swiglu(self.w1(x))) if self.use_swiglu else self.mlp(x)
 
 
@@ -121,6 +121,6 @@ class MLPBlock(nn.Module):
         self.w2 = XavierLinear(hidden, width)
 
     def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """Float `[B, 1, W]` -> `[B, 1, W]`; modulation: three of that shape, from `split_modulation`."""
+        """float `[B, 1, W]` -> `[B, 1, W]`; modulation: three of that shape, from `split_modulation`."""
         scale, shift, gate = modulation
         return torch.addcmul(x, gate, self.w2(swiglu(self.w1(modulate(self.norm(x), scale, shift)))))

@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
             self.nin_shortcut = Convolution(width_in, width_out, kernel_size=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [B, width_in, H, V] -> [B, width_out, H, V]."""
+        """float [B, width_in, H, V] -> [B, width_out, H, V]."""
         residual = self.conv1(F.silu(self.norm1(x)))
         residual = self.conv2(F.silu(self.norm2(residual)))
         shortcut: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
@@ -82,7 +82,7 @@ class Upsample(nn.Module):
         self.conv1 = Convolution(width, 4 * width, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [B, W, H, V] -> [B, W, 2*H, 2*V]."""
+        """float [B, W, H, V] -> [B, W, 2*H, 2*V]."""
         return depth_to_space(self.conv1(x))
 
 
@@ -117,7 +117,7 @@ class AdaptiveGroupNorm(nn.Module):
         nn.init.ones_(self.gamma.bias)
 
     def forward(self, x: Tensor, latent: LatentStatistics) -> Tensor:
-        """Float [B, W, H, V] -> [B, W, H, V]; latent: the statistics [B, C] of the same pictures' bits."""
+        """float [B, W, H, V] -> [B, W, H, V]; latent: the statistics [B, C] of the same pictures' bits."""
         scale = self.gamma(latent.deviation)[:, :, None, None]
         shift = self.beta(latent.mean)[:, :, None, None]
         return F.group_norm(x, NORM_GROUPS, eps=NORM_EPS) * scale + shift

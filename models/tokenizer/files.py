@@ -81,7 +81,7 @@ def tokenizer_from_state(
 ) -> BinaryTokenizer:
     """The tokenizer of `config` on the tensors of `state`, as `load_tokenizer` builds it.
 
-    state: tensors by their published names, in any float dtype, copied to float32.
+    state: tensors [...] by their published names, in any float dtype, copied to float32.
     Entries outside `encoder.` and `decoder.` (discriminator, losses, averages of a training file) are passed
     over. Raises ValueError listing every tensor that is missing, unexpected or misshapen.
     """

@@ -11,14 +11,16 @@ code; classifier-free guidance is arXiv 2207.12598.
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from models.backbone import GenerationCache, plan_packed, run_backbone
+from models.checks import is_count, is_finite
 from models.flow_settings import FlowSettings
 from models.layout import SequenceTokens, check_grid, grid_places
 from models.packed_linear import packed_linears
@@ -54,21 +56,28 @@ def check_request(
     except ValueError as error:
         problems.append(str(error))
     context, picture = model.config.llm.max_position_embeddings, h * w + 2
+    vocabulary = model.config.llm.vocab_size
     for prompt in prompts:
+        foreign = [i for i in prompt if not (isinstance(i, Integral) and 0 <= i < vocabulary)]
         if not len(prompt):
             problems.append("a prompt is empty: it needs at least one token")
+        elif foreign:
+            problems.append(
+                f"a prompt holds {reprlib.repr(foreign)}: expected token ids from 0 to {vocabulary - 1}, "
+                "made of a caption by the text tokenizer and `SequenceTokens.prompt`"
+            )
         elif len(prompt) + picture > context:
             problems.append(
                 f"a prompt of {len(prompt)} tokens and a picture of {picture} exceed the context of "
                 f"{context} tokens: shorten the prompt to {max(context - picture, 0)} tokens, or choose a "
                 "smaller picture"
             )
-    if num_images < 1:
-        problems.append(f"num_images is {num_images}: expected at least 1")
-    if not (isinstance(flow.guidance, Real) and math.isfinite(flow.guidance) and flow.guidance >= 1.0):
+    if not is_count(num_images):
+        problems.append(f"num_images is {num_images!r}: expected a whole number of at least 1")
+    if not (is_finite(flow.guidance) and flow.guidance >= 1.0):
         problems.append(f"guidance is {flow.guidance!r}: expected a number of at least 1; 1 switches it off")
-    if flow.steps < 1:
-        problems.append(f"steps is {flow.steps}: expected at least 1")
+    if not is_count(flow.steps):
+        problems.append(f"steps is {flow.steps!r}: expected a whole number of at least 1")
     if problems:
         raise ValueError("; ".join(problems))
 

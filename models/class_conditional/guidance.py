@@ -6,16 +6,16 @@ imagenet_gen/src/model_parallel.py of the code published with the paper (arXiv 2
 
 from __future__ import annotations
 
-import math
-from numbers import Real
 from typing import Literal, get_args
+
+from models.checks import is_finite
 
 GuidanceSchedule = Literal["linear", "constant"]
 
 
 def check_guidance(guidance: float, schedule: str) -> None:
     """Raise ValueError unless guidance >= 1 and the schedule is known."""
-    if not (isinstance(guidance, Real) and math.isfinite(guidance) and guidance >= 1.0):
+    if not (is_finite(guidance) and guidance >= 1.0):
         raise ValueError(f"guidance: found {guidance!r}, expected a number of at least 1; 1 switches it off")
     if schedule not in get_args(GuidanceSchedule):
         known = list(get_args(GuidanceSchedule))

@@ -45,7 +45,8 @@ def rotations(config: ClassConditionalConfig, device: torch.device) -> Tensor:
     others; w_k = 10000^(-2k/(e/2)), and e is the width of a head. Class and query tokens do not turn.
     """
     pairs = config.dim // config.n_head // 2
-    with torch.inference_mode(False):  # cached: an inference tensor could not be used in training later
+    # Cached: neither an inference tensor nor one on a caller's default device could be used later.
+    with torch.inference_mode(False), torch.device("cpu"):
         frequencies = ROPE_BASE ** (-2.0 * torch.arange(pairs // 2, dtype=torch.float32) / pairs)
         side = torch.arange(config.grid, dtype=torch.float32) + 1.5
         column, row = side.repeat(config.grid), side.repeat_interleave(config.grid)

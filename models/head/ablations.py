@@ -16,6 +16,7 @@ from models.head.layers import XavierLinear
 
 # 2^31 parameters are 8.6 GB in float32, and four times that with gradients and Adam's moments.
 MAX_TOKEN_CLASSES_PARAMETERS = 2**31
+MAX_DRAWN_CLASSES = 2**24  # of torch.multinomial
 
 
 def draw_class(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -58,7 +59,7 @@ class TokenHead(nn.Module):
     """One class per token, `Linear(D -> 2^C)`: exact within a token, but its size doubles with every bit."""
 
     def __init__(self, bits: int, width: int) -> None:
-        """Raises ValueError where the layer has more than 2^31 parameters (C = 32, D = 1024: 4.4e12)."""
+        """Raises ValueError beyond 2^31 parameters (C = 32, D = 1024: 4.4e12), or 2^24 classes."""
         super().__init__()
         parameters = (width + 1) * 2**bits
         if parameters > MAX_TOKEN_CLASSES_PARAMETERS:
@@ -66,6 +67,12 @@ class TokenHead(nn.Module):
                 f"token classification of {bits} bits at width {width} needs {parameters:.2g} parameters "
                 f"({width + 1} x 2^{bits}); expected at most {MAX_TOKEN_CLASSES_PARAMETERS:.2g}: "
                 "use the diffusion head, or a tokenizer of fewer bits"
+            )
+        if 2**bits > MAX_DRAWN_CLASSES:
+            raise ValueError(
+                f"token classification of {bits} bits has {2**bits:,} classes ({parameters:,} parameters at "
+                f"width {width}); expected at most {MAX_DRAWN_CLASSES:,}, as torch.multinomial draws from "
+                "no more: use the diffusion head, or a tokenizer of fewer bits"
             )
         self.bits = bits
         self.linear = XavierLinear(width, 2**bits)

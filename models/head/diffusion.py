@@ -107,7 +107,7 @@ class DiffusionHead(nn.Module):
         """
         check_sampling(cond.shape[0], guidance, sampler)
         self._check_condition(cond)
-        solver = self.solver_steps(steps) if isinstance(steps, int) else steps
+        solver = steps if isinstance(steps, SolverSteps) else self.solver_steps(steps)
         halves = 1 if guidance == 1.0 else 2
         with torch.autocast(cond.device.type, enabled=False):
             embedded_cond = self.net.embed_condition(cond)

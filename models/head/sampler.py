@@ -16,6 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from models.checks import is_finite
 from models.flow_settings import SamplerName
 from models.head.flow import draw_noise, guided, velocity
 from models.head.schedule import SamplingTimes
@@ -26,8 +27,8 @@ Denoiser = Callable[[Tensor, int], Tensor]
 
 def check_sampling(rows: int, guidance: float, sampler: str) -> None:
     """Raise ValueError unless guidance >= 1, rows form two halves where it is > 1, the sampler is known."""
-    if not (math.isfinite(guidance) and guidance >= 1.0):
-        raise ValueError(f"guidance: found {guidance}, expected a number of at least 1; 1 switches it off")
+    if not (is_finite(guidance) and guidance >= 1.0):
+        raise ValueError(f"guidance: found {guidance!r}, expected a number of at least 1; 1 switches it off")
     if guidance > 1.0 and rows % 2:
         raise ValueError(
             f"guidance {guidance} needs a conditional and an unconditional half, found {rows} rows; "

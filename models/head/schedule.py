@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.checks import is_count
 from models.head.config import HeadConfig
 
 # The solver leaves the SDE here: the velocity's denominator 1 - t is clamped at 0.05 (`models.head.flow`).
@@ -64,8 +65,10 @@ def sampling_times(steps: int, time_shift: float) -> SamplingTimes:
 
     Raises ValueError if steps < 1.
     """
-    if steps < 1:
-        raise ValueError(f"sampling steps: found {steps}, expected at least 1; 10 to 50 are useful")
+    if not is_count(steps):
+        raise ValueError(
+            f"sampling steps: found {steps!r}, expected a whole number of at least 1; 10 to 50 are useful"
+        )
     t = shift(torch.linspace(0.0, LAST_TIME, steps + 1), time_shift)
     last = LAST_TIME if time_shift == 1.0 else float(t[-1])
     last_dt = 0.05 if time_shift == 1.0 else float(1.0 - t[-1])

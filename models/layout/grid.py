@@ -43,7 +43,8 @@ def check_grid(h: int, w: int, p: int) -> None:
 def _patch_raster(h: int, w: int, p: int) -> Tensor:
     """Plain raster indices [h*w] int64 of the tokens in patch raster order: (h p1) (w p2) -> (h w p1 p2)."""
     check_grid(h, w, p)
-    with torch.inference_mode(False):  # cached: a caller in inference mode must not leave an inference tensor
+    # Cached: a caller in inference mode, or under another default device, must not leave a tensor of those.
+    with torch.inference_mode(False), torch.device("cpu"):
         plain = torch.arange(h * w).view(h // p, p, w // p, p)
         return plain.transpose(1, 2).reshape(-1)
 
@@ -74,7 +75,7 @@ def grid_places(h: int, w: int, p: int) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=16)
 def _axis_table(half: int, device: torch.device) -> Tensor:
     """float32 [MAX_SIDE, half]: e(k) = [sin(k*omega), cos(k*omega)], omega_i = 10000^(-i / (half/2))."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.device("cpu"):
         # In float32 all through, on the CPU, as the published table was computed: its rounding is part of it.
         omega = 1.0 / 10000.0 ** (torch.arange(half // 2, dtype=torch.float32) / (half / 2.0))
         angles = torch.arange(MAX_SIDE, dtype=torch.float32)[:, None] * omega

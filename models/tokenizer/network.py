@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checks import is_count
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.layers import (
     AdaptiveGroupNorm,
@@ -149,6 +150,10 @@ class BinaryTokenizer(nn.Module):
         if image.dim() != 4 or image.shape[1] != self.config.in_channels:
             expected = f"[batch, {self.config.in_channels}, rows, columns]"
             raise ValueError(f"a picture of shape {list(image.shape)}, expected {expected}")
+        if not image.is_floating_point():
+            raise ValueError(
+                f"a picture of {image.dtype}, expected floats in [-1, 1]: of 0..255, take x / 127.5 - 1"
+            )
         rows, columns = image.shape[2:]
         if rows == 0 or columns == 0 or rows % side or columns % side:
             raise ValueError(
@@ -171,6 +176,8 @@ class BinaryTokenizer(nn.Module):
         Pictures of equal size go through the network together, at most `batch_size` (>= 1) at a time.
         ValueError as of `encode_raw`.
         """
+        if not is_count(batch_size):
+            raise ValueError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
         of_size: dict[torch.Size, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             of_size[image.shape].append(index)
@@ -192,6 +199,8 @@ class BinaryTokenizer(nn.Module):
         if bits.dim() != 4 or bits.shape[1] != self.config.z_channels:
             expected = f"[batch, {self.config.z_channels}, rows, columns]"
             raise ValueError(f"bits of shape {list(bits.shape)}, expected {expected}")
+        if not bits.is_floating_point():
+            raise ValueError(f"bits of {bits.dtype}, expected floats -1 and +1: convert them with .float()")
         if self.config.gan_decoder:
             noise = torch.randn_like(bits) if noise is None else noise
         elif noise is not None:

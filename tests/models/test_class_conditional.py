@@ -230,6 +230,7 @@ def test_parameter_counts_of_the_presets() -> None:
         ([0], {"guidance": 0.0}, "guidance: found 0.0"),
         ([0], {"schedule": "cosine"}, "guidance schedule: found 'cosine'"),
         ([0], {"steps": 0}, "steps: found 0"),
+        ([0], {"steps": 2.5}, "steps: found 2.5, expected a whole number"),
     ],
 )
 def test_sampling_refuses(labels: list[int], options: dict[str, object], found: str) -> None:

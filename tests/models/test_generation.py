@@ -118,6 +118,17 @@ BAD_REQUESTS = {
     "guidance below 1": ({"flow": FlowSettings(0.5, 2)}, "guidance is 0.5: expected a number of at least 1"),
     "guidance that is no number": ({"flow": FlowSettings(math.nan, 2)}, "guidance is nan"),
     "no pictures": ({"num_images": 0}, "num_images is 0"),
+    "a prompt that is text": (
+        {"prompt_ids": "cat"},
+        r"holds \['c', 'a', 't'\]: expected token ids from 0 to 399",
+    ),
+    "a prompt of another vocabulary": (
+        {"prompt_ids": [5, 400, -1]},
+        r"holds \[400, -1\]: expected token ids",
+    ),
+    "half a picture": ({"num_images": 1.5}, "num_images is 1.5: expected a whole number of at least 1"),
+    "half a step": ({"flow": FlowSettings(2.0, 2.5)}, "steps is 2.5: expected a whole number"),  # type: ignore[arg-type]
+    "guidance that is text": ({"flow": FlowSettings("2", 2)}, "guidance is '2'"),  # type: ignore[arg-type]
     "no steps": ({"flow": FlowSettings(2.0, 0)}, "steps is 0"),
     "an unknown sampler": ({"flow": FlowSettings(2.0, 2, "heun")}, "sampler: found 'heun'"),
     "a side without a token": ({"h": 18}, "no <|res_18|> token"),

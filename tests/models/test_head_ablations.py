@@ -47,3 +47,12 @@ def test_losses_follow_a_known_distribution() -> None:
 def test_token_head_refuses_with_its_size() -> None:
     with pytest.raises(ValueError, match=r"needs 4\.4e\+12 parameters"):
         TokenHead(32, 1024)
+
+
+def test_token_classification_stops_where_its_classes_cannot_be_drawn() -> None:
+    with pytest.raises(
+        ValueError, match=r"25 bits has 33,554,432 classes \(67,108,864 parameters at width 1\)"
+    ):
+        TokenHead(25, 1)
+    with torch.device("meta"):
+        assert TokenHead(24, 1).linear.weight.shape == (2**24, 1)

@@ -277,3 +277,14 @@ def test_sequence_tokens_of_a_text_tokenizer() -> None:
     )
     # p = 4 after p = 2: the sides are there, twelve queries more.
     assert add_sequence_tokens(tokenizer, 4) == 12
+
+
+def test_another_default_device_leaves_nothing_behind() -> None:
+    """What is cached is computed on the CPU, wherever the first caller makes its tensors."""
+    with torch.device("meta"):  # sizes that no other test asks for
+        grid_places(6, 14, 2)
+        places = torch.zeros(3, dtype=torch.int64, device="cpu")
+        under_meta = position_embedding(places, places, 52)
+    rows, cols = grid_places(6, 14, 2)
+    assert rows.tolist()[:4] == [0, 0, 1, 1] and cols.tolist()[:4] == [0, 1, 0, 1]
+    assert under_meta.tolist() == [([0.0] * 13 + [1.0] * 13) * 2] * 3

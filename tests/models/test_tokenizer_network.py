@@ -73,11 +73,22 @@ def test_pictures_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
         random_tokenizer(tiny()).encode(torch.zeros(shape))
 
 
+def test_requests_that_are_no_pictures() -> None:
+    tokenizer, pixels = random_tokenizer(tiny()), torch.zeros(3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"a picture of torch.uint8, expected floats in \[-1, 1\]"):
+        tokenizer.encode(pixels[None])
+    for batch_size in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size}, expected a whole number"):
+            tokenizer.encode_all([pixels / 127.5 - 1], batch_size)  # type: ignore[arg-type]
+
+
 def test_bits_that_do_not_fit() -> None:
     plain_decoder, gan = random_tokenizer(tiny()), random_tokenizer(tiny(gan_decoder=True))
     bits = torch.ones(1, 6, 2, 2)
     with pytest.raises(ValueError, match=r"expected \[batch, 6, rows, columns\]"):
         plain_decoder.decode(bits[:, :5])
+    with pytest.raises(ValueError, match=r"bits of torch.int8, expected floats"):
+        plain_decoder.decode(bits.to(torch.int8))
     with pytest.raises(ValueError, match="at least two tokens"):
         plain_decoder.decode(bits[:, :, :1, :1])
     with pytest.raises(ValueError, match="no GAN decoder"):

@@ -65,8 +65,8 @@ class RecipeDocument:
                 self.values = _Loader("").construct_document(node)
             except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
                 # Tags, keys and references that YAML allows and a recipe has no use for.
-                problem = f"not a recipe's YAML: {error}"
-                problems.add(str(self.path), problem, "write plain keys, numbers and text")
+                where, words = _explain(self.path, error)
+                problems.add(where, f"not a recipe's YAML: {words}", "write plain keys, numbers and text")
         problems.raise_if_any(RecipeError, f"The recipe {self.path} cannot be used")
 
     def _note_lines(self, node: yaml.Node | None, location: Location) -> None:
@@ -113,10 +113,11 @@ class RecipeDocument:
         self._lines = {place: n for place, n in self._lines.items() if place[: len(location)] != location}
         self._overridden[location] = assignment
 
-    def where(self, location: Location) -> tuple[int, str]:
+    def where(self, location: Location, makers: Sequence[str] = ()) -> tuple[int, str]:
         """Line and name of the innermost part of ``location`` that the file has, with the dotted key.
 
         Parts that the file does not have on the way, such as the tag of a union's branch, are passed over.
+        Where a mistake is in the file only because of overrides, its ``makers``, those are named instead.
         The line is 0 where there is none.
         """
         place: Location = ()
@@ -129,6 +130,8 @@ class RecipeDocument:
             return 0, f"{self.path}: {name}" if name else str(self.path)
         if place in self._overridden:
             return 0, f"--set {self._overridden[place]}" + (f": {name}" if rest else "")
+        if makers:
+            return 0, " ".join(f"--set {override}" for override in makers) + f": {name}"
         if place in self._lines:
             return self._lines[place], f"{self.path}:{self._lines[place]}: {name}"
         below = next(text for at, text in self._overridden.items() if at[: len(place)] == place)
@@ -150,7 +153,20 @@ def _compose(path: Path) -> yaml.Node | None:
     try:
         return yaml.compose(text, _Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"The recipe {path} is not YAML: {error}") from error
+        where, words = _explain(path, error)
+        raise RecipeError(f"{where}: not YAML: {words}") from error
+
+
+def _explain(path: Path, error: Exception) -> tuple[str, str]:
+    """Where a file is not as it should be, and why, in one line."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(path), str(error).partition("\n")[0]
+    words = str(error.problem)
+    if error.context:
+        begun = f" of line {error.context_mark.line + 1}" if error.context_mark else ""
+        words += f" {error.context}{begun}"
+    mark = error.problem_mark or error.context_mark
+    return (f"{path}:{mark.line + 1}" if mark else str(path)), words
 
 
 def _dotted(location: Location) -> str:

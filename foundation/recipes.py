@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -31,6 +31,7 @@ from foundation.sections import (
 )
 
 R = TypeVar("R", bound=Section)
+Mistake = tuple[Location, tuple[str, str]]  # where; the problem and how to mend it
 VALUE_SHOWN = 100  # characters
 
 
@@ -47,29 +48,40 @@ def load_recipe(model: type[R], path: str | Path, overrides: Sequence[str] = ())
     """
     document = RecipeDocument(Path(path), overrides)
     found = document.problems
-    recipe = None
-    try:
-        recipe = model.model_validate(document.values)
-    except ValidationError as error:
-        mistakes = _mistakes(model, document.values, error.errors())
-        found += [(*document.where(location), *words) for location, words in mistakes]
+    mistakes = _mistakes(model, document.values)
+    makers = _makers(model, Path(path), overrides, mistakes) if mistakes else {}
+    found += [(*document.where(place, makers[place, words]), *words) for place, words in mistakes]
     problems = Problems()
     for _, *problem in sorted(dict.fromkeys(found), key=lambda line: line[0]):  # as they stand in the file
         problems.add(*problem)
     problems.raise_if_any(RecipeError, f"The recipe {path} cannot be used")
-    assert recipe is not None, "a validation error without details"
-    return recipe
+    return model.model_validate(document.values)
 
 
-def _mistakes(
-    model: type[Section], values: dict[str, Any], details: Sequence[ErrorDetails]
-) -> Iterator[tuple[Location, tuple[str, str]]]:
-    """(location, (problem, fix)) of what pydantic has found, and of the checks that it did not come to."""
-    for detail in details:
-        yield detail["loc"], _explain(model, detail)
+def _mistakes(model: type[Section], values: dict[str, Any]) -> list[Mistake]:
+    """What pydantic finds wrong, and the failed checks that it does not come to."""
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        details = error.errors()
+    else:
+        return []
     wrong = [detail["loc"] for detail in details if detail["type"] != CHECK_FAILED]
-    for location, problem in failed_checks(usable_part(model, values, wrong)):
-        yield location, (problem, "")
+    return [(detail["loc"], _explain(model, detail)) for detail in details] + [
+        (location, (problem, "")) for location, problem in failed_checks(usable_part(model, values, wrong))
+    ]
+
+
+def _makers(
+    model: type[Section], path: Path, overrides: Sequence[str], mistakes: Sequence[Mistake]
+) -> dict[Mistake, list[str]]:
+    """Of each mistake the overrides without which it would not be there, wherever it shows."""
+    makers: dict[Mistake, list[str]] = {mistake: [] for mistake in mistakes}
+    for place, override in enumerate(overrides):
+        others = RecipeDocument(path, [*overrides[:place], *overrides[place + 1 :]])
+        for mistake in makers.keys() - set(_mistakes(model, others.values)):
+            makers[mistake].append(override)
+    return makers
 
 
 def resolved_yaml(recipe: Section) -> str:

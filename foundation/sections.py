@@ -158,7 +158,7 @@ def parse_key(dotted: str) -> Location:
 
 def nearest_name(found: str, valid: Sequence[str]) -> str | None:
     """The valid name that somebody who wrote `found` has probably meant, if there is one."""
-    near = difflib.get_close_matches(found, valid, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(found, valid, n=1)
     return near[0] if near else None
 
 

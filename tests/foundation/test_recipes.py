@@ -177,7 +177,7 @@ rules:
   - rule: sideways
 """
     *rest, unknown = problems_of(tmp_path, text)
-    assert unknown == "11: rules.2: unknown rule 'sideways' (did you mean 'outside'?)"
+    assert unknown == "11: rules.2: unknown rule 'sideways' (valid rules: above, between, outside)"
     assert [line.split(": ")[:2] for line in rest] == [
         ["3", "steps"],
         ["5", "then.final_lr"],
@@ -236,11 +236,61 @@ def test_duplicate_key_names_both_lines(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [1,\n", "is not YAML"), ("- 1\n- 2\n", "not a mapping"), ("", "name: is missing")],
+    [("- 1\n- 2\n", "not a mapping"), ("", "name: is missing")],
 )
 def test_broken_files(tmp_path, text, words):
     with pytest.raises(RecipeError, match=words):
         load_recipe(Recipe, write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("a: 1\nb\nc: 3\n", ":3", "could not find expected ':' while scanning a simple key of line 2"),
+        (
+            "a: [1,\n  2\n",
+            ":3",
+            "expected ',' or ']', but got '<stream end>' while parsing a flow sequence of line 1",
+        ),
+        ("a: 1\n\tb: 2\n", ":2", "found character '\\t' that cannot start any token while scanning"),
+        ("a: 1\nb: c: 2\n", ":2", "mapping values are not allowed here"),
+        ("a: \x00\n", "", "unacceptable character #x0000: special characters are not allowed"),
+    ],
+)
+def test_what_is_no_yaml_is_told_in_one_line_at_its_place(tmp_path, text, line, words):
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Recipe, path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}{line}: not YAML: {words}") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("unknown", "said"),
+    [
+        ("optimiser", "did you mean 'optimizer'?"),
+        ("stpes", "did you mean 'steps'?"),
+        ("then_", "did you mean 'then'?"),
+        ("keep", "valid keys: name, optimizer, phases, ratio, rules, sizes, steps, then"),
+        ("output", "valid keys: name, optimizer, phases, ratio, rules, sizes, steps, then"),
+    ],
+)
+def test_an_unknown_key_names_one_that_looks_alike_or_all(tmp_path, unknown, said):
+    text = f"name: a\nsteps: 1\noptimizer: {{lr: 1}}\n{unknown}: 1\n"
+    assert problems_of(tmp_path, text)[-1] == f"4: {unknown}: unknown key {unknown!r} ({said})"
+
+
+def test_a_mistake_that_an_override_makes_elsewhere_is_told_at_the_override(tmp_path):
+    text = "name: a\nsteps: 10\noptimizer: {lr: 1, warmup_steps: 5}\nphases: [{steps: 3, first: 7}]\n"
+    assert problems_of(tmp_path, text, "optimizer.lr=2", "steps=4") == [
+        "--set steps=4: optimizer.warmup_steps: 5 is above steps (4)",
+        "4: phases.0: begins at 7 of 3",
+    ]
+    text = text.replace("first: 7", "first: 0")
+    assert problems_of(tmp_path, text, "steps=4", "optimizer.lr=2", "optimizer.final_lr=7") == [
+        "--set optimizer.final_lr=7: 7.0 is above lr (2.0)",
+        "--set steps=4: optimizer.warmup_steps: 5 is above steps (4)",
+    ]
 
 
 def test_missing_file_names_its_neighbours(tmp_path):

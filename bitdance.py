@@ -5,6 +5,7 @@ Nothing heavy is imported here: each command imports what it needs when it runs,
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 import traceback
@@ -28,22 +29,32 @@ try:
 except KeyboardInterrupt:  # Ctrl-C before anything was begun: nothing to tell, and no traceback of an import
     sys.exit(INTERRUPTED)
 
-# One line a paragraph (hence the backslashes): typer keeps line breaks as they are.
 HELP = """Train BitDance: autoregressive text-to-image models that predict binary visual tokens.
 
-From photos to a picture, in the order of the work: [bold]data[/] turns image shards into binary \
-latents with a [bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting \
-from the export of the one before; [bold]generate[/] samples pictures from any export, or from published \
-weights after [bold]import[/]. [bold]plan[/] says what a stage will cost before it runs, [bold]submit[/] \
-runs recipes on a Slurm cluster. New here? [bold]bitdance quickstart[/] does it all with a tiny model in \
+From photos to a picture, in the order of the work: [bold]data[/] turns image shards into binary
+latents with a [bold]tokenizer[/]; [bold]train[/] runs one stage (pt, ct, sft, distill), each starting
+from the export of the one before; [bold]generate[/] samples pictures from any export, or from published
+weights after [bold]import[/]. [bold]plan[/] says what a stage will cost before it runs, [bold]submit[/]
+runs recipes on a Slurm cluster. New here? [bold]bitdance quickstart[/] does it all with a tiny model in
 minutes, and prints each command as it runs it.
 
-Every job is a YAML recipe in configs/; --set changes one of its values. Every command may be run again: \
+Every job is a YAML recipe in configs/; --set changes one of its values. Every command may be run again:
 it goes on where it stopped, and says so when nothing is left to do.
 
-Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 2 an unknown option or \
+Exit codes: 0 done, 75 saved and wants to go on, 65 bad data, 78 bad recipe, 2 an unknown option or
 argument, 70 a bug, 130 interrupted.
 """
+
+
+def one_line_a_paragraph(text: str) -> str:
+    """A help text as typer wants it: it would keep the line breaks of the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def reflow(room: typer.Typer) -> None:
+    """Do so for the texts of all commands of a room."""
+    for command in room.registered_commands:
+        command.help = one_line_a_paragraph(command.help or inspect.getdoc(command.callback) or "")
 
 
 class InOrder(TyperGroup):
@@ -75,12 +86,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help=HELP,
+    help=one_line_a_paragraph(HELP),
 )
 app.add_typer(data_app, name="data", help="From metadata and image shards to binary latents.")
 app.add_typer(tokenizer_app, name="tokenizer", help="Train the binary tokenizer.")
-for room in (plan_app, trainer_app, report_app, evaluation_app, weights_app, slurm_app):
+ROOMS = (plan_app, trainer_app, report_app, evaluation_app, weights_app, slurm_app)
+for room in ROOMS:
     app.add_typer(room)
+for room in (data_app, tokenizer_app, *ROOMS):
+    reflow(room)
 
 
 def main() -> None:

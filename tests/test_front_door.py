@@ -50,6 +50,23 @@ def test_a_mistake_ends_in_one_message_and_its_code(tmp_path, arguments, code, w
     assert not list(tmp_path.iterdir())
 
 
+def test_no_help_text_breaks_a_line_that_has_room(monkeypatch):
+    program = (
+        "import os, typer, bitdance\n"
+        "def texts(command):\n"
+        "    yield command.help or ''\n"
+        "    for inner in getattr(command, 'commands', {}).values(): yield from texts(inner)\n"
+        "found = list(texts(typer.main.get_command(bitdance.app)))\n"
+        "assert len(found) > 20 and all(found), found\n"
+        "assert not [text for text in found if '\\n' in text.replace('\\n\\n', '')]\n"
+    )
+    done = python(program)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = bitdance("train", "--help").stdout
+    assert " SIGTERM, SIGUSR1 and Ctrl-C save at the end of the step. " in shown
+
+
 def python(program: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-c", program]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -92,8 +92,7 @@ class TokenHead(nn.Module):
     def sample(self, cond: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One class drawn per token: `[N, P, D]` in the weights' dtype -> -1/+1 float32 `[N, P, C]`.
 
-        The generator is of cond's device; None takes torch's global one. torch draws from at most 2^24
-        classes, so from C = 25 bits on it raises RuntimeError.
+        The generator is of cond's device; None takes torch's global one.
         """
         classes = draw_class(self.linear(cond), generator)
         bits = (classes[..., None] >> torch.arange(self.bits, device=cond.device)) & 1

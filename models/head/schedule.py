@@ -35,7 +35,7 @@ def draw_times(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Training times, one per group of P tokens: float32 `[count]` in (0, 1), on `device`.
+    """Training times, one per group of P tokens: float32 `[count]` in [0, 1], on `device`.
 
     `logit_normal`: sigmoid(P_mean + P_std * n), n ~ N(0, 1); `uniform`: U(0, 1). One draw, then
     the time shift.

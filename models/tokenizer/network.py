@@ -40,7 +40,7 @@ class EncoderLevel(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [B, entering, H, V] -> [B, width, H, V], or [B, width, H/2, V/2] where it shrinks."""
+        """float [B, entering, H, V] -> [B, width, H, V], or [B, width, H/2, V/2] where it shrinks."""
         for block in self.block:
             x = block(x)
         out: Tensor = self.downsample(x)
@@ -56,7 +56,7 @@ class DecoderLevel(nn.Module):
         self.upsample = Upsample(width) if grows else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [B, entering, H, V] -> [B, width, H, V], or [B, width, 2*H, 2*V] where it grows."""
+        """float [B, entering, H, V] -> [B, width, H, V], or [B, width, 2*H, 2*V] where it grows."""
         for block in self.block:
             x = block(x)
         out: Tensor = self.upsample(x)
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         self.conv_out = Convolution(widths[-1], config.z_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Float [B, 3, H, V] in [-1, 1] -> [B, C, h, w], unbounded."""
+        """float [B, 3, H, V] in [-1, 1] -> [B, C, h, w], unbounded."""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)

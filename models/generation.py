@@ -46,8 +46,9 @@ def check_request(
 ) -> None:
     """Raise one ValueError with everything that is wrong with a request.
 
-    A grid that the patches do not tile, an empty prompt, one that leaves no room for the picture in the
-    backbone's context, no pictures asked for, a guidance below 1, fewer than one step.
+    A grid that the patches do not tile, an empty prompt, ids outside the vocabulary, a prompt that leaves no
+    room for the picture in the backbone's context, no pictures asked for, a guidance below 1, fewer than one
+    step.
     """
     h, w = grid
     problems = []

@@ -202,8 +202,8 @@ class TextToImageModel(nn.Module):
                 with the published code, which draws the start of a patch, then once per step.
             progress: goes through the list of patches, and may show how far it is.
 
-        ValueError on a size that does not fit, an empty prompt, one beyond the context, a guidance below 1,
-        fewer than one picture or step, or an unknown sampler.
+        ValueError on a size that does not fit, a prompt that is empty, of another vocabulary or beyond the
+        context, a guidance below 1, fewer than one picture or step, or an unknown sampler.
         """
         prompts = [prompt_ids, uncond_ids] if flow.guidance != 1.0 else [prompt_ids]
         check_request(self, prompts, (h, w), num_images, flow)

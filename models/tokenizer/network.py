@@ -143,8 +143,8 @@ class BinaryTokenizer(nn.Module):
     def encode_raw(self, image: Tensor) -> Tensor:
         """Picture, float [B, 3, H, V] in [-1, 1] -> the values whose signs are the bits, [B, C, H/d, V/d].
 
-        The values are unbounded.
-        Raises ValueError where the shape is another, or a side is no multiple of the downsampling d.
+        The values are unbounded. Raises ValueError where the shape is another, the dtype is no float, or a
+        side is no multiple of the downsampling d.
         """
         side = self.config.downsample
         if image.dim() != 4 or image.shape[1] != self.config.in_channels:
@@ -174,7 +174,7 @@ class BinaryTokenizer(nn.Module):
         """Pictures, float [3, H, V] in [-1, 1] of any sizes -> their bits [C, H/d, V/d], in the same order.
 
         Pictures of equal size go through the network together, at most `batch_size` (>= 1) at a time.
-        ValueError as of `encode_raw`.
+        ValueError as of `encode_raw`, or where `batch_size` is less.
         """
         if not is_count(batch_size):
             raise ValueError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")

@@ -50,6 +50,14 @@ RULES = (
     Rule(r".*", CONFIG, ("n_layer", "dim")),
 )
 
+TELLING = {  # a size of the model in the shape of a tensor
+    "norm.weight": ("dim",),
+    "cls_embedding.weight": ("num_classes + 1", "cls_token_num * dim"),
+    "pos_for_diff.weight": ("(resolution / down_size)^2", "dim"),
+    "proj_in.w1.weight": ("3 * dim", "latent_dim"),
+    "head.net.input_proj.weight": ("diff_dim", "latent_dim"),
+}
+
 
 @dataclass(frozen=True)
 class ClassConditionalWeights:
@@ -221,14 +229,7 @@ def infer_class_conditional_config(
         ValueError: a tensor that tells a size is absent, the sizes make no model, or the width is no multiple
             of 64 and ``heads`` is None.
     """
-    telling = {
-        "norm.weight": 1,
-        "cls_embedding.weight": 2,
-        "pos_for_diff.weight": 2,
-        "proj_in.w1.weight": 2,
-        "head.net.input_proj.weight": 2,
-    }
-    require_telling(specs, telling, where, "a class-conditional model")
+    require_telling(specs, TELLING, where, "a class-conditional model")
     width = specs["norm.weight"].shape[0]
     classes, class_tokens = specs["cls_embedding.weight"].shape
     queries = specs.get("query_token", TensorSpec((1, 0, width), torch.float32))

@@ -60,17 +60,21 @@ def grow_patch(source: ModelSource, p: int, seed: int = 0) -> ModelSource:
             else:
                 yield name, tensor
 
+    grown = _grown_sizes(source, p, rows)
+    return dataclasses.replace(grown, tensors=tensors, text_tokenizer=text_tokenizer)
+
+
+def _grown_sizes(source: ModelSource, p: int, rows: int) -> ModelSource:
+    """``source`` with the configuration and the shapes of the grown model; its tensors are still the old."""
     specs = {
         name: spec._replace(shape=(rows, *spec.shape[1:])) if name in (EMBEDDING, OUTPUT) else spec
         for name, spec in source.specs.items()
     }
     llm = copy.deepcopy(source.config.llm)
     llm.vocab_size = rows
-    config = dataclasses.replace(
-        source.config, llm=llm, head=dataclasses.replace(source.config.head, parallel_num=p * p)
-    )
+    head = dataclasses.replace(source.config.head, parallel_num=p * p)
     return dataclasses.replace(
-        source, config=config, specs=specs, tensors=tensors, text_tokenizer=text_tokenizer
+        source, specs=specs, config=dataclasses.replace(source.config, llm=llm, head=head)
     )
 
 

@@ -56,14 +56,21 @@ def infer_tokenizer_config(specs: Mapping[str, TensorSpec], where: str) -> Token
         ValueError: a tensor that tells a size is absent, or the sizes make no tokenizer.
     """
     levels = count_numbered(specs, r"encoder\.down\.(\d+)\..*")
-    telling = [
-        "encoder.conv_in.weight",
-        "encoder.conv_out.weight",
-        "decoder.conv_in.weight",
-        "decoder.conv_out.weight",
-    ]
-    telling += [f"encoder.down.{level}.block.0.conv1.weight" for level in range(max(levels, 1))]
-    require_telling(specs, dict.fromkeys(telling, 4), where, "a binary tokenizer")
+    telling = {
+        "encoder.conv_in.weight": ("ch", "in_channels", "3", "3"),
+        "encoder.conv_out.weight": ("z_channels", "width of the last level", "1", "1"),
+        "decoder.conv_in.weight": (
+            "width of the last level",
+            "z_channels, twice with a GAN decoder",
+            "3",
+            "3",
+        ),
+        "decoder.conv_out.weight": ("out_ch", "width of level 0", "3", "3"),
+    }
+    for level in range(max(levels, 1)):
+        sides = (f"ch * ch_mult[{level}]", f"width of level {max(level - 1, 0)}", "3", "3")
+        telling[f"encoder.down.{level}.block.0.conv1.weight"] = sides
+    require_telling(specs, telling, where, "a binary tokenizer")
     shapes = [specs[name].shape for name in telling]
     (ch, in_channels), bits = shapes[0][:2], shapes[1][0]
     widths = [shape[0] for shape in shapes[4:]]
@@ -83,18 +90,24 @@ def infer_tokenizer_config(specs: Mapping[str, TensorSpec], where: str) -> Token
         raise ValueError(f"{where}: {error}") from error
 
 
-def require_telling(specs: Mapping[str, TensorSpec], sides: Mapping[str, int], where: str, what: str) -> None:
-    """Raise ValueError unless each tensor named in ``sides`` is there, not empty, with so many dimensions.
+def require_telling(
+    specs: Mapping[str, TensorSpec], telling: Mapping[str, tuple[str, ...]], where: str, what: str
+) -> None:
+    """Raise ValueError unless each tensor of ``telling`` is there, not empty, with so many dimensions.
 
+    telling: name -> what each side of its shape is, for the message.
     specs: shape [...] and dtype of each tensor; dtypes are not looked at.
     """
-    absent = [
-        name
-        for name, count in sides.items()
-        if name not in specs or len(specs[name].shape) != count or 0 in specs[name].shape
-    ]
-    if absent:
-        raise ValueError(f"{where}: not the weights of {what}; {', '.join(absent)} missing or misshapen")
+    problems = []
+    for name, sides in telling.items():
+        expected = f"expected [{', '.join(sides)}]"
+        if name not in specs:
+            problems.append(f"{name} is missing, {expected}")
+        elif len(specs[name].shape) != len(sides) or 0 in specs[name].shape:
+            problems.append(f"{name} is {list(specs[name].shape)}, {expected}")
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise ValueError(f"{where}: not the weights of {what}, whose sizes these tensors tell:\n{listed}")
 
 
 def count_numbered(names: Iterable[str], pattern: str) -> int:

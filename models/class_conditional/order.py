@@ -58,7 +58,7 @@ def rotations(config: ClassConditionalConfig, device: torch.device) -> Tensor:
 
 
 def block_ids(config: ClassConditionalConfig, device: torch.device) -> Tensor:
-    """int64 `[sequence]`: the number of each position's block, -1 where it is causal only.
+    """int64 `[sequence]`: the number of each position's block, 0 to M - 1, or -1 where it is causal only.
 
     Tokens see all earlier ones, and with `mask: block_causal` also the later ones of their block.
     """

@@ -109,7 +109,7 @@ def open_folder(folder: str | Path) -> ModelSource:
 def expected_specs(config: TextToImageConfig) -> dict[str, TensorSpec]:
     """Names and shapes [...] of a model's tensors as they are stored, found without memory for its weights.
 
-    The dtype in them is torch's default, float32 unless changed: what files hold may differ.
+    The dtypes are those of a new model: what files hold may differ.
     """
     with torch.device("meta"):
         return stored_specs(TextToImageModel(config))

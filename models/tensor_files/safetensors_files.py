@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -122,8 +122,10 @@ class SafetensorsWriter:
         for name, place in places.items():
             self._waiting.setdefault(place.file, set()).add(name)
 
-    def add(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, tensor: Tensor, stays: bool = False) -> None:
         """Take a copy of ``tensor``, of the planned shape [...] and any dtype, in the planned dtype.
+
+        One that ``stays`` as it is until `finish`, such as a mapped file's, is written from where it is.
 
         Raises:
             ValueError: it is not in the plan, misshapen, or has been taken before.
@@ -135,8 +137,11 @@ class SafetensorsWriter:
         if tuple(tensor.shape) != spec.shape:
             raise ValueError(f"{name}: is {list(tensor.shape)}, expected {list(spec.shape)}")
         held = self._held.setdefault(place.file, {})
-        # A copy: the caller may gather the next parameter into the same memory.
-        held[place.key] = torch.empty(spec.shape, dtype=spec.dtype).copy_(tensor.detach())
+        tensor = tensor.detach()
+        if not (stays and _is_file_like(tensor, spec.dtype, held.values())):
+            # The caller may gather the next parameter into the same memory.
+            tensor = torch.empty(spec.shape, dtype=spec.dtype).copy_(tensor)
+        held[place.key] = tensor
         self._waiting[place.file].discard(name)
         if not self._waiting[place.file]:
             # transformers reads a file only where its metadata names the framework.
@@ -153,6 +158,17 @@ class SafetensorsWriter:
             raise ValueError(
                 f"{len(missing)} tensors were not given to the writer: {', '.join(missing[:20])}"
             )
+
+
+def _is_file_like(tensor: Tensor, dtype: torch.dtype, others: Iterable[Tensor]) -> bool:
+    """Whether ``tensor`` lies in memory as it would in a file, sharing none of it with ``others``."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == dtype
+        and tensor.is_contiguous()
+        and tensor.untyped_storage().nbytes() == tensor.nbytes
+        and all(tensor.data_ptr() != other.data_ptr() for other in others)
+    )
 
 
 def plan_shards(specs: Mapping[str, TensorSpec], shard_bytes: int) -> tuple[dict[str, Place], dict | None]:

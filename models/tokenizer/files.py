@@ -110,7 +110,7 @@ def write_tokenizer(weights: TokenizerWeights, folder: str | Path) -> None:
     folder, specs = Path(folder), specs_in(weights.tensors)
     writer = SafetensorsWriter(folder, specs, {name: Place(WEIGHTS_FILE, name) for name in specs})
     for name, tensor in weights.tensors.items():
-        writer.add(name, tensor)
+        writer.add(name, tensor, stays=True)
     writer.finish()
     text = json.dumps(weights.config.to_json(), indent=2) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")

@@ -148,14 +148,14 @@ def class_conditional_from_folder(folder: Path) -> ClassConditionalWeights:
 def write_class_conditional_folder(
     weights: ClassConditionalWeights, folder: Path, progress: Progress = silent
 ) -> None:
-    """Write configuration and weights, in the dtypes that the tensors have. Memory: the model once.
+    """Write configuration and weights, in the dtypes that the tensors have. Memory: none beside the tensors.
 
     progress goes through the model's tensors, and may show how far it is.
     """
     specs = specs_in(weights.tensors)
     writer = SafetensorsWriter(folder, specs, {name: Place(WEIGHTS, name) for name in specs})
     for name, tensor in progress(weights.tensors.items(), len(specs)):
-        writer.add(name, tensor)
+        writer.add(name, tensor, stays=True)
     writer.finish()
     text = json.dumps(weights.config.to_json(), indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")

@@ -10,6 +10,8 @@ import tiny_models as cases
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.tensor_files.safetensors_files import Place, SafetensorsWriter
+from models.tensor_files.strict import specs_in
 from models.text_to_image import TextToImageModel
 from models.weights import (
     FolderWriter,
@@ -411,3 +413,16 @@ def test_the_writer_copies_and_converts(tmp_path: Path) -> None:
     loaded = load_folder(tmp_path, dtype=None).model.state_dict()
     assert all(torch.equal(loaded[name], state[name].bfloat16()) for name in state)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_tensors_that_stay_are_written_from_where_they_are(tmp_path: Path) -> None:
+    """Whatever they share: a whole block of memory twice, and parts of one that overlap."""
+    whole, base = torch.randn(4, 3), torch.randn(12)
+    tensors = {"a": whole, "b": whole, "c": base[:8], "d": base[4:], "e": torch.randn(3, 5).T}
+    places = {name: Place("x.safetensors", name) for name in tensors}
+    writer = SafetensorsWriter(tmp_path, specs_in(tensors), places)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor, stays=True)
+    writer.finish()
+    written = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())

@@ -27,7 +27,7 @@ from data_pipeline.npy_stream import NpyStream
 from data_pipeline.recipe_folder import RECORD_NAME, recipe_of_record
 from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.decoding import HASH_DEFINITION
-from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan, file_entries
+from data_pipeline.tokenize.folder import QUARANTINE_NAME, TASKS, DatasetFolder, Plan, file_entries
 from data_pipeline.tokenize.recipe import ClassSection, TokenizeRecipe
 from foundation.errors import DataError
 from foundation.json_files import parse_json
@@ -71,7 +71,7 @@ def _finalize(folder: DatasetFolder, memory: str) -> Manifest:
     dropped = _near_duplicates(folder, sorted(markers), recipe, memory)
     manifest = _write(folder, recipe, plan, markers, dropped)
     folder.sweep()
-    _report(manifest, markers)
+    _report(folder, manifest, markers)
     return manifest
 
 
@@ -117,7 +117,7 @@ def _markers(folder: DatasetFolder, plan: Plan) -> dict[int, dict[str, Any]]:
             "run `bitdance data tokenize` again, and see `bitdance data status`"
         )
     if not any(marker["classes"] for marker in found.values()):
-        raise DataError(f"{folder.root}: the tasks hold no sample; {_counts_in_words(_sum_counts(found))}")
+        raise DataError(f"{folder.root}: the tasks hold no sample; {_counts_in_words(folder, found)}")
     return found
 
 
@@ -308,10 +308,13 @@ def _sum_counts(markers: dict[int, dict[str, Any]]) -> Counter[str]:
     return total
 
 
-def _counts_in_words(counts: Counter[str]) -> str:
+def _counts_in_words(folder: DatasetFolder, markers: dict[int, dict[str, Any]]) -> str:
+    counts = _sum_counts(markers)
+    reasons = folder.address(f"{TASKS}/*/{QUARANTINE_NAME}")
     return (
         f"{counts['read']:,} samples read, {counts['not_kept']:,} not kept by the filter, "
         f"{counts['too_small']:,} too small for every class, {counts['refused']:,} refused"
+        + (f" (why: {reasons})" if counts["refused"] else "")
     )
 
 
@@ -319,8 +322,8 @@ def _totals(manifest: Manifest) -> str:
     return ", ".join(f"{c.samples:,} samples of class {c.resolution}" for c in manifest.classes)
 
 
-def _report(manifest: Manifest, markers: dict[int, dict[str, Any]]) -> None:
+def _report(folder: DatasetFolder, manifest: Manifest, markers: dict[int, dict[str, Any]]) -> None:
     if manifest.given_up:
         say(f"{len(manifest.given_up):,} of {manifest.tasks:,} tasks were given up")
-    say(_counts_in_words(_sum_counts(markers)))
+    say(_counts_in_words(folder, markers))
     say(f"{_totals(manifest)}; {manifest.near_duplicates:,} near-duplicate records left out")

@@ -33,6 +33,7 @@ from foundation.partials import PARTIAL_SUFFIX, sweep_abandoned
 PLAN_NAME = "plan.json"
 DONE_NAME = "done.json"
 TASKS, FAILED, GIVEN_UP = "tasks", "failed", "given_up"
+QUARANTINE_NAME = "quarantine.jsonl"
 NUMBER = re.compile("[0-9]{5,}")
 MARKER = re.compile(TASKS + r"/([0-9]{5,})/" + re.escape(DONE_NAME))
 NOTE = re.compile(r"[a-z_]+/([0-9]{5,})\.json")

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord
 from data_pipeline.streaming_import import MDSWriter
+from data_pipeline.tokenize.folder import QUARANTINE_NAME
 
 HASHES = ["sha256"]
 
@@ -98,5 +99,5 @@ class TaskWriter:
         columns = zip(*self.samples, strict=True) if self.samples else ([] for _ in SAMPLE_COLUMNS)
         table = pa.table([list(column) for column in columns], schema=schema)
         pq.write_table(table, self.folder / "samples.parquet", compression="zstd")
-        with open(self.folder / "quarantine.jsonl", "w", encoding="utf-8") as file:
+        with open(self.folder / QUARANTINE_NAME, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self.quarantine)

@@ -231,9 +231,10 @@ def test_near_duplicates_over_shards_are_left_out_of_the_index_only(work):
     assert [dataset.record(32, i).n_text for i in range(13)] == index.n_text.tolist()
 
 
-def test_corrupt_images_are_quarantined_below_the_fraction(work):
+def test_corrupt_images_are_quarantined_below_the_fraction(work, capsys):
     write_shards(work / "shards", 3, bad={7})
     run_tokenize(tokenize_recipe(work))
+    assert f" 1 refused (why: {work}/latents/tasks/*/quarantine.jsonl)\n" in capsys.readouterr().out
     dataset = LatentDataset(str(work / "latents"))
     assert dataset.manifest.quarantined == 1
     line = json.loads((work / "latents" / "tasks" / "00001" / "quarantine.jsonl").read_text())

@@ -50,6 +50,7 @@ def launch(recipe: StageRecipe, arguments: list[str]) -> ExitCode:
     failed_at: float | None = None
     while None in (codes := [rank.poll() for rank in ranks]):
         time.sleep(0.05)
+        signals.tell()
         if failed_at is None and any(code not in (None, ExitCode.DONE, ExitCode.REQUEUE) for code in codes):
             failed_at = time.monotonic()
         if signals.impatient or (failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS):
@@ -76,16 +77,26 @@ class _Signals:
 
     def __init__(self, ranks: list[subprocess.Popen[bytes]]):
         self.impatient = False
-        self._ranks, self._asked = ranks, False
+        self._ranks, self._asked, self._told = ranks, "", False
         for number in STOP_SIGNALS:
             signal.signal(number, self._pass_on)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.impatient = self._asked and number == signal.SIGINT
-        self._asked = True
+        self.impatient = bool(self._asked) and number == signal.SIGINT
+        self._asked = self._asked or signal.Signals(number).name
         for rank in self._ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
+
+    def tell(self) -> None:
+        """Say once that a signal has come; not where it comes, which may be in the middle of a print."""
+        if self._asked and not self._told:
+            self._told = True
+            below_the_bar = "\n" if sys.stdout.isatty() else ""
+            say(
+                f"{below_the_bar}{self._asked}: stopping; the ranks save at the end of their step (the first "
+                "one, if they are still starting). Ctrl-C once more ends them at once."
+            )
 
 
 def _verdict(codes: list[int], run: RunFolder) -> ExitCode:

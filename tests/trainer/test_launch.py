@@ -1,9 +1,13 @@
+import os
+import signal
+
 import pytest
 
 from foundation.errors import ExitCode, RecipeError
-from trainer.launch import _verdict, started_as_rank
+from trainer.launch import _Signals, _verdict, started_as_rank
 from trainer.rank import distributed_variables
 from trainer.run_folder import RunFolder
+from trainer.signals import STOP_SIGNALS
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,26 @@ def test_ranks_are_told_by_their_environment() -> None:
     # A batch script's own shell has SLURM_PROCID too, but is no rank.
     assert not started_as_rank({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"})
     assert not started_as_rank({})
+
+
+def test_a_signal_is_answered_once_and_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        signals = _Signals([])
+        signals.tell()
+        assert capsys.readouterr().out == ""
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signals.tell()
+        assert not signals.impatient
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("SIGTERM: stopping; the ranks save at the end of their step")
+        os.kill(os.getpid(), signal.SIGINT)
+        signals.tell()
+        assert signals.impatient and capsys.readouterr().out == ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_srun_is_translated_and_what_is_missing_is_named() -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported here: each command imports what it needs when it runs,
 from __future__ import annotations
 
 import inspect
+import os
 import signal
 import sys
 import traceback
@@ -21,6 +22,7 @@ try:
     from evaluation.cli import app as evaluation_app
     from evaluation.weights_cli import app as weights_app
     from foundation.errors import ExitCode, UserError
+    from foundation.partials import final_of
     from slurm.cli import app as slurm_app
     from trainer.cli import app as trainer_app
     from trainer.plan.cli import app as plan_app
@@ -109,7 +111,8 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; name a place that can be used", file=sys.stderr)
+        place = final_of(os.fsdecode(error.filename))
+        print(f"error: {place}: {error.strerror}; name a place that can be used", file=sys.stderr)
         sys.exit(ExitCode.RECIPE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -31,6 +31,12 @@ def partial_path(final: str | Path) -> Path:
     return final.with_name(f".{final.name}.{owner}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
 
 
+def final_of(path: str) -> str:
+    """The final path of one that lies in a partial of this process, for messages; any other as it is."""
+    owner = re.escape(f".{platform.node()}.{os.getpid()}.")
+    return re.sub(rf"(^|/)\.([^/]+){owner}[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}.*", r"\1\2", path)
+
+
 def sweep_abandoned(paths: Iterable[Path]) -> None:
     """Remove those of the partials that nobody works on any more; the others stay as they are."""
     for path in paths:

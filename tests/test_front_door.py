@@ -41,6 +41,7 @@ def test_help_names_the_rooms_and_imports_nothing_heavy():
         (["compare", "nothing.yaml"], 78, "nothing.yaml does not exist"),
         (["generate", "nothing", "--prompt", "a cat", "--size", "large"], 78, "expected HEIGHTxWIDTH"),
         (["quickstart"], 65, "root of the repository"),
+        (["data", "sample", "/dev/null/a/b"], 78, "error: /dev/null/a/b: Not a directory; name a place"),
     ],
 )
 def test_a_mistake_ends_in_one_message_and_its_code(tmp_path, arguments, code, words):

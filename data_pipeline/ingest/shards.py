@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from data_pipeline.ingest.kept import identity
 from data_pipeline.ingest.loose_files import (
@@ -25,6 +25,8 @@ from data_pipeline.ingest.tables import open_table, read_table
 from data_pipeline.ingest.tars import read_tar
 from foundation.errors import DataError, Problems
 from foundation.progress import say
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,20 @@ def list_shards(section: InputSection) -> list[Shard]:
 def read_shard(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
     """The samples of a shard, in its order; DataError where the shard as a whole cannot be used."""
     return map(checked, _read(shard, section))
+
+
+def of_each(shards: Iterable[Shard], read: Callable[[Shard], T]) -> Iterator[T]:
+    """What `read` makes of each shard; DataError behind the last one, of all shards that it cannot use."""
+    problems: list[str] = []
+    for shard in shards:
+        try:
+            made = read(shard)
+        except DataError as error:
+            problems.append(str(error))
+        else:
+            yield made
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _read(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from data_pipeline.finalize import finalize_dataset
 from data_pipeline.ingest.kept import index_folder, kept_captions
 from data_pipeline.ingest.key_index import table_version
 from data_pipeline.ingest.samples import RawSample
-from data_pipeline.ingest.shards import Shard, list_shards, read_shard
+from data_pipeline.ingest.shards import Shard, list_shards, of_each, read_shard
 from data_pipeline.ingest.storage import is_remote
 from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
 from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
@@ -171,10 +172,12 @@ def _captions(recipe: TokenizeRecipe, shards: list[Shard]) -> Iterator[str]:
     if recipe.keep is not None:
         yield from kept_captions(recipe.keep)
         return
-    for shard in shards:
-        for sample in read_shard(shard, recipe.input):
-            if isinstance(sample, RawSample) and sample.caption:
-                yield sample.caption
+
+    def captions(shard: Shard) -> list[str]:
+        samples = read_shard(shard, recipe.input)
+        return [s.caption for s in samples if isinstance(s, RawSample) and s.caption]
+
+    yield from chain.from_iterable(of_each(shards, captions))
 
 
 def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[int], dict[int, str]]:

@@ -129,16 +129,18 @@ def test_an_output_that_cannot_be_written_is_said(made, tmp_path):
 
 
 def test_a_tar_that_nothing_can_be_trained_on_leaves_the_output_free(made, tmp_path):
-    """The text tokenizer would be trained on the captions of a damaged tar: nothing is begun."""
+    """The text tokenizer would be trained on the captions of damaged tars: all are told, nothing is begun."""
     shutil.copytree(made / "shards", tmp_path / "shards")
     shutil.copytree(made / "tokenizer", tmp_path / "tokenizer")
-    tar = tmp_path / "shards" / "00001.tar"
-    whole = tar.read_bytes()
-    tar.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"00001\.tar"):
+    tars = [tmp_path / "shards" / name for name in ("00000.tar", "00002.tar")]
+    whole = [tar.read_bytes() for tar in tars]
+    for tar in tars:
+        os.truncate(tar, tar.stat().st_size // 2)
+    with pytest.raises(DataError, match=r"00000\.tar is (.*)\n.*00002\.tar is "):
         run_tokenize(tokenize_recipe(tmp_path))
     assert not (tmp_path / "latents").exists()
-    tar.write_bytes(whole)
+    for tar, data in zip(tars, whole, strict=True):
+        tar.write_bytes(data)
     run_tokenize(tokenize_recipe(tmp_path, batch_pixels=9 * 32 * 32))  # another recipe may have the folder
 
 

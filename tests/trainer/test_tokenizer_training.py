@@ -266,6 +266,15 @@ def test_too_many_bad_pictures_are_refused_and_leave_nothing(tmp_path: Path) -> 
     assert not is_finished(recipe_of(tmp_path, max_bad_fraction=0.5)), "may be raised on the way"
 
 
+def test_all_damaged_shards_are_told_together(tmp_path: Path) -> None:
+    shards = write_shard(tmp_path / "shards")
+    whole = (shards / "00000.tar").read_bytes()
+    for name in ("00001.tar", "00002.tar"):
+        (shards / name).write_bytes(whole[:1000])
+    with pytest.raises(DataError, match=r"00001\.tar is no tar.*\n.*00002\.tar is no tar"):
+        load_pictures(recipe_of(tmp_path))
+
+
 def test_a_folder_of_something_else_is_the_recipe_s_mistake(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()

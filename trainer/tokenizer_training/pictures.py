@@ -15,7 +15,7 @@ from data_pipeline.images import BadImage, decode_image
 from data_pipeline.ingest.kept import KeptRows, identity, index_folder
 from data_pipeline.ingest.refusals import check_refused
 from data_pipeline.ingest.samples import RawSample, Refused
-from data_pipeline.ingest.shards import list_shards, read_shard
+from data_pipeline.ingest.shards import list_shards, of_each, read_shard
 from foundation.errors import DataError
 from foundation.progress import say, track
 from trainer.tokenizer_training.recipe import TokenizerRecipe
@@ -74,8 +74,8 @@ def load_pictures(recipe: TokenizerRecipe) -> list[PictureGroup]:
 def _samples(recipe: TokenizerRecipe) -> Iterator[RawSample | Refused]:
     """The kept samples of all shards, in the shards' order."""
     kept = KeptRows(recipe.keep.by, index_folder(recipe.keep)) if recipe.keep else None
-    for shard in track(list_shards(recipe.input), "Reading shards"):
-        samples = list(read_shard(shard, recipe.input))
+    shards = track(list_shards(recipe.input), "Reading shards")
+    for samples in of_each(shards, lambda shard: list(read_shard(shard, recipe.input))):
         if kept is not None:
             names = [identity(sample, kept.by) for sample in samples if isinstance(sample, RawSample)]
             rows = kept.rows(names)

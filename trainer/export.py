@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,15 +59,7 @@ def write_export(
             writer.add(name, whole.to(dtype))
     if dist.get_rank() == 0:
         writer.finish(source.text_tokenizer, recipe.tokenizer)
-        manifest = {
-            "step": recipe.steps,
-            "p": source.config.p,
-            "vocabulary_sha256": text_tokenizer_hash(source.text_tokenizer),
-            "lineage": lineage,
-            "files": {path.name: describe_file(path) for path in sorted(partial.iterdir())},
-        }
-        with atomic_write(partial / EXPORT_MANIFEST) as file:
-            json.dump(manifest, file, indent=1)
+        _write_manifest(partial, recipe.steps, source, lineage)
     stale: list[StaleStart | None] = [None]
     if dist.get_rank() == 0:
         try:
@@ -77,3 +70,15 @@ def write_export(
     dist.broadcast_object_list(stale, src=0)
     if stale[0] is not None:
         raise stale[0]
+
+
+def _write_manifest(folder: Path, step: int, source: ModelSource, lineage: dict[str, Any]) -> None:
+    manifest = {
+        "step": step,
+        "p": source.config.p,
+        "vocabulary_sha256": text_tokenizer_hash(source.text_tokenizer),
+        "lineage": lineage,
+        "files": {path.name: describe_file(path) for path in sorted(folder.iterdir())},
+    }
+    with atomic_write(folder / EXPORT_MANIFEST) as file:
+        json.dump(manifest, file, indent=1)

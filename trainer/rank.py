@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from foundation.errors import ExitCode, RecipeError, UserError
 from foundation.progress import say
@@ -79,7 +79,6 @@ def _train(
     import torch
     import torch.distributed as dist
 
-    from trainer.checkpoint_files import committed
     from trainer.engine import start_distributed
     from trainer.loop import train
     from trainer.peers import ends_with_others, first_to_say, stop_distributed, told_fault
@@ -93,15 +92,7 @@ def _train(
         lock = None
         if dist.get_rank() == 0:
             try:
-                # Under srun the batch system sees to it that a run has one job; the ranks of a start that it
-                # has given up may live on for a while, on a node that is cut off, and must not be waited for.
-                lock = None if "SLURM_PROCID" in os.environ else lock_run(run)
-                newest = committed(run)
-                step = newest[0][0] if newest else 0
-                numbers = [take_start(run, step, dist.get_world_size(), despite_no_progress)]
-                if run.finished_at() is not None:
-                    # By a start that was given up for lost. From here on it could not have.
-                    numbers = [None]
+                numbers[0], lock = _begin(run, dist.get_world_size(), despite_no_progress)
             except UserError as error:
                 numbers = [error]
         dist.broadcast_object_list(numbers, src=0)
@@ -130,6 +121,19 @@ def _train(
     finally:
         with ends_within(LEAVE_SECONDS):  # a broken rank's connections may never close
             stop_distributed()
+
+
+def _begin(run: RunFolder, ranks: int, despite_no_progress: bool) -> tuple[int | None, IO[str] | None]:
+    """On rank 0: the number of this start, None where the run has been finished meanwhile; and its lock."""
+    from trainer.checkpoint_files import committed
+
+    # Under srun the batch system sees to it that a run has one job; the ranks of a start that it has given up
+    # may live on for a while, on a node that is cut off, and must not be waited for.
+    lock = None if "SLURM_PROCID" in os.environ else lock_run(run)
+    newest = committed(run)
+    number = take_start(run, newest[0][0] if newest else 0, ranks, despite_no_progress)
+    # Finished by a start that was given up for lost: from here on it could not have been.
+    return (number if run.finished_at() is None else None), lock
 
 
 def leave(code: int) -> NoReturn:

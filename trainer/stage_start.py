@@ -7,6 +7,7 @@ that no rank ever holds a whole model that is meant to be sharded.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from transformers import PretrainedConfig, Qwen3Config
 from data_pipeline.latents import LatentDataset
 from data_pipeline.tokenize.captions import text_tokenizer_hash
 from foundation.errors import DataError, Problems, RecipeError
-from models.backbone import why_not_fused
+from models.backbone import read_backbone_config, why_not_fused
 from models.head import DiffusionHead, HeadConfig
 from models.layout import add_sequence_tokens
 from models.projector import Projector
@@ -27,7 +28,7 @@ from models.text_tokens import load_text_tokenizer
 from models.tokenizer import read_tokenizer_config, tokenizer_fingerprint
 from models.weights import ModelSource, expected_specs, grow_patch, locate, open_folder, stored_specs
 from models.weights.grow import grow_rows
-from models.weights.layout import EMBEDDING, HEAD, LLM, LLM_INDEX, LLM_WHOLE, OUTPUT, PROJECTOR
+from models.weights.layout import EMBEDDING, HEAD, LLM, LLM_CONFIG, LLM_INDEX, LLM_WHOLE, OUTPUT, PROJECTOR
 from trainer.lineage import read_export_manifest
 from trainer.model_recipe import HeadSection
 from trainer.recipe import StageRecipe
@@ -167,8 +168,8 @@ def _from_language_model(recipe: StageRecipe, name: str) -> ModelSource:
     text_tokenizer = load_text_tokenizer(folder)
     known = len(text_tokenizer)
     add_sequence_tokens(text_tokenizer, recipe.model.p)
-    found = Qwen3Config.from_pretrained(folder)
-    llm = Qwen3Config.from_dict(found.to_dict())
+    found = read_backbone_config(folder / LLM_CONFIG)
+    llm = copy.deepcopy(found)
     # Qwen pads its embedding: new tokens take those rows first, and only the rest is added.
     llm.vocab_size = max(found.vocab_size, len(text_tokenizer))
     llm.use_cache = False

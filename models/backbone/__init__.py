@@ -4,7 +4,7 @@ from models.backbone.attention import AttentionPlan, Backend, describe_attention
 from models.backbone.cache import GenerationCache
 from models.backbone.fused import fuse_kernels, why_not_fused
 from models.backbone.presets import BACKBONES, backbone_config
-from models.backbone.published_config import backbone_from_json
+from models.backbone.published_config import read_backbone_config
 from models.backbone.qwen3 import build_backbone, run_backbone
 
 __all__ = [
@@ -13,11 +13,11 @@ __all__ = [
     "Backend",
     "GenerationCache",
     "backbone_config",
-    "backbone_from_json",
     "build_backbone",
     "describe_attention",
     "fuse_kernels",
     "plan_packed",
+    "read_backbone_config",
     "run_backbone",
     "why_not_fused",
 ]

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 from transformers import Qwen3Config
+
+from models.tensor_files.json_files import read_json_object
 
 # Far beyond any model, and small enough for the shapes of a senseless file to be computed and compared.
 Size = Annotated[int, Field(gt=0, le=2**20)]
@@ -82,21 +85,23 @@ class PublishedQwen3(_Strict):
         return problems
 
 
-def backbone_from_json(values: Mapping[str, Any], where: str) -> Qwen3Config:
-    """The language model that ``values``, read from the `config.json` at ``where``, describe.
+def read_backbone_config(path: Path) -> Qwen3Config:
+    """The language model that the `config.json` at ``path`` describes.
 
     Raises:
-        ValueError: naming every value that is missing, wrong, or not what this package computes with (another
-            kind of model, another activation, a sliding window, scaled rotary positions).
+        ValueError: no such file, no JSON; or naming every value that is missing, wrong, or not what this
+            package computes with (another kind of model, another activation, a sliding window, scaled rotary
+            positions).
     """
+    values = read_json_object(path, "that of a Qwen3 language model")
     try:
-        read = PublishedQwen3.model_validate(dict(values))
+        read = PublishedQwen3.model_validate(values)
         problems = read.contradictions()
     except ValidationError as error:
         problems = _wrong_values(error, values)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
-        raise ValueError(f"{where}: no language model that text-to-image models are built on:\n{listed}")
+        raise ValueError(f"{path}: no language model that text-to-image models are built on:\n{listed}")
     unlike_transformers = {"model_type", "rope_theta", "rope_scaling", "rope_parameters"}
     (rope_theta,) = read.rope_bases
     return Qwen3Config(**read.model_dump(exclude=unlike_transformers), rope_theta=rope_theta)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from models.backbone import backbone_from_json
+from models.backbone import read_backbone_config
 from models.head import HeadConfig
 from models.layout import SequenceTokens, sequence_tokens
 from models.tensor_files.json_files import read_json_object
@@ -61,11 +61,8 @@ def read_folder_config(folder: str | Path) -> TextToImageConfig:
         raise ValueError(
             f"{folder}: no such folder; expected one with {layout.LLM_CONFIG} and {layout.HEAD_CONFIG}"
         )
-    llm_values, head_values = (
-        read_json_object(folder / file, "that of a text-to-image model")
-        for file in (layout.LLM_CONFIG, layout.HEAD_CONFIG)
-    )
-    qwen = backbone_from_json(llm_values, str(folder / layout.LLM_CONFIG))
+    head_values = read_json_object(folder / layout.HEAD_CONFIG, "that of a text-to-image model")
+    qwen = read_backbone_config(folder / layout.LLM_CONFIG)
     try:
         head = HeadConfig.from_json(head_values)
         if not (folder / TOKENIZER_CONFIG).is_file():

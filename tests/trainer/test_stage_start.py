@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from small_stage import CAPTIONS, make_inputs, write_recipe
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from data_pipeline.latents import LatentDataset
 from data_pipeline.tokenize.captions import text_tokenizer_hash
 from foundation.errors import DataError, RecipeError, UserError
 from foundation.recipes import load_recipe
-from models.text_tokens import train_text_tokenizer
-from models.weights import write_source
+from models.text_tokens import load_text_tokenizer, train_text_tokenizer
+from models.weights import ModelSource, write_source
 from trainer import stage_start
 from trainer.recipe import StageRecipe
 from trainer.run_folder import EXPORT_MANIFEST
@@ -62,6 +65,70 @@ def start_from(export: Path, **changes: object) -> dict[str, object]:
 def test_the_export_of_the_stage_before_passes_grown_or_not(inputs: Path, export: Path) -> None:
     check(inputs, **start_from(export))
     check(inputs, **start_from(export, p=8, grow_from=4))
+
+
+@pytest.fixture(scope="module")
+def language_model(inputs: Path) -> Path:
+    """A tiny Qwen3 as transformers writes it, its embedding padded as Qwen's are."""
+    text_tokenizer = load_text_tokenizer(inputs / "text")
+    config = Qwen3Config(
+        vocab_size=len(text_tokenizer) + 5,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        rope_theta=5e5,
+        tie_word_embeddings=False,
+    )
+    folder = inputs / "qwen"
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    text_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def starts_from(inputs: Path, language_model: Path) -> ModelSource:
+    head = {"width": 128, "depth": 1, "adaln": 1}
+    model = {"p": 4, "pretrained": str(language_model), "head": head}
+    return open_start(load_recipe(StageRecipe, write_recipe(inputs, model=model)))
+
+
+def test_a_language_model_brings_its_own_weights(inputs: Path, language_model: Path) -> None:
+    source = starts_from(inputs, language_model)
+    found, known = dict(source.tensors()), len(load_text_tokenizer(inputs / "text"))
+    assert found.keys() == source.specs.keys()
+    assert all(found[name].shape == spec.shape for name, spec in source.specs.items())
+    for name, own in load_file(language_model / "model.safetensors").items():
+        grown = name in ("model.embed_tokens.weight", "lm_head.weight")
+        assert torch.equal(found[f"llm.{name}"][: known if grown else None], own[: known if grown else None])
+    assert source.config.llm.vocab_size == len(source.text_tokenizer) > known + 5
+
+
+@pytest.mark.parametrize("form", ["of transformers 4", "of transformers 5"])
+def test_a_language_model_keeps_its_rotary_base(
+    inputs: Path, language_model: Path, tmp_path: Path, form: str
+) -> None:
+    shutil.copytree(language_model, tmp_path / "qwen")
+    path = tmp_path / "qwen" / "config.json"
+    values = {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("rope")}
+    rope = {"rope_theta": 5e5}
+    values |= rope if form == "of transformers 4" else {"rope_parameters": rope | {"rope_type": "default"}}
+    path.write_text(json.dumps(values))
+    config = starts_from(inputs, tmp_path / "qwen").config.llm
+    backbone = Qwen3ForCausalLM(config).model
+    assert torch.allclose(backbone.rotary_emb.inv_freq[1], torch.tensor(5e5 ** (-2 / 16)))
+
+
+def test_wrong_values_of_a_language_model_are_told(
+    inputs: Path, language_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(language_model, tmp_path / "qwen")
+    path = tmp_path / "qwen" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": None, "head_dim": 0}))
+    with pytest.raises(RecipeError) as caught:
+        starts_from(inputs, tmp_path / "qwen")
+    assert "num_attention_heads is None" in str(caught.value) and "head_dim is 0" in str(caught.value)
 
 
 def test_latents_of_another_vocabulary_than_the_export_are_refused(

@@ -16,6 +16,7 @@ from transformers import Qwen3Config
 
 from foundation.errors import RecipeError
 from foundation.recipes import load_recipe
+from models.backbone import read_backbone_config
 from models.backbone.presets import BACKBONES, VOCABULARY, backbone_config
 from models.layout import TemplateLengths
 from models.layout.grid import MAX_SIDE
@@ -23,6 +24,7 @@ from models.text_to_image import TextToImageConfig, preset
 from models.text_tokens import load_text_tokenizer
 from models.tokenizer import read_tokenizer_config
 from models.weights import read_folder_config
+from models.weights.layout import LLM_CONFIG
 from trainer.model_recipe import RandomSection
 from trainer.recipe import StageRecipe
 from trainer.stage_start import fresh_head_config
@@ -121,8 +123,8 @@ def _language_model(recipe: StageRecipe, assumptions: list[str]) -> Qwen3Config:
         return _random_language_model(recipe.model.random, recipe.model.p, assumptions)
     name = recipe.model.pretrained
     assert name is not None
-    if (Path(name) / "config.json").is_file():
-        llm = Qwen3Config.from_pretrained(name)
+    if (Path(name) / LLM_CONFIG).is_file():
+        llm = read_backbone_config(Path(name) / LLM_CONFIG)
     else:
         published = re.search(r"qwen3-([0-9.]+b)", name.lower())
         if published is None or published[1] not in BACKBONES:

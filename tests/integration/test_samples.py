@@ -61,7 +61,11 @@ def test_a_process_that_fails_is_told_and_changes_nothing(inputs: Path, run: Pat
 
 
 @pytest.mark.parametrize(
-    ("ema", "lora"), [(None, None), (0.9, {"rank": 2, "targets": ["q_proj"]})], ids=["plain", "ema, lora"]
+    ("ema", "lora"),
+    [
+        pytest.param(None, None, id="plain"),
+        pytest.param(0.9, {"rank": 2, "targets": ["q_proj"]}, id="ema, lora", marks=pytest.mark.long),
+    ],
 )
 def test_what_is_sampled_is_what_would_be_exported(
     inputs: Path, run: Path, tmp_path: Path, lora: dict | None, ema: float | None

@@ -27,6 +27,7 @@ def test_training_goes_on_and_the_older_checkpoint_stays(tmp_path: Path) -> None
     assert (run / "export" / "export.json").exists()
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_at_the_end_is_said_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path,
 ) -> None:

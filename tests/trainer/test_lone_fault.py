@@ -9,7 +9,7 @@ from rank_processes import free_port, rank_environment
 from small_stage import write_recipe
 
 
-@pytest.mark.parametrize("faulty", [0, 1])
+@pytest.mark.parametrize("faulty", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_the_other_ranks_end_with_it(tmp_path: Path, faulty: int) -> None:
     script, recipe = Path(__file__).with_name("lone_fault_ranks.py"), write_recipe(tmp_path)
     port = free_port()

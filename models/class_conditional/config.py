@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from models.checks import is_count, is_finite
+from models.checks import is_finite, wrong_counts
 from models.head import HeadConfig
 
 
@@ -44,11 +44,7 @@ class ClassConditionalConfig:
     def _bad_numbers(self) -> list[str]:
         real = {"perturb_rate", "P_mean", "P_std"}
         counts = [f.name for f in fields(self) if f.name not in {*real, "parallel_mode", "mask"}]
-        problems = [
-            f"{name} is {getattr(self, name)!r}; expected a whole number of at least 1"
-            for name in counts
-            if not is_count(getattr(self, name))
-        ]
+        problems = wrong_counts(self, counts)
         if not (is_finite(self.perturb_rate) and 0.0 <= self.perturb_rate <= 1.0):
             problems.append(f"perturb_rate is {self.perturb_rate!r}; expected a probability, 0 to 1")
         if self.parallel_mode not in ("patch", "standard"):

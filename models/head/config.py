@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from models.checks import is_count, is_finite
+from models.checks import is_finite, wrong_counts
 
 Variant = Literal["text_to_image", "class_conditional"]
 
@@ -51,17 +52,13 @@ class HeadConfig:
             "parallel_num",
             "diff_batch_mul",
         )
-        problems = [
-            f"{name} is {getattr(self, name)!r}; expected a whole number of at least 1"
-            for name in counts
-            if not is_count(getattr(self, name))
-        ]
+        problems = wrong_counts(self, counts)
         for name in ("time_shift", "P_std"):
             value = getattr(self, name)
             if not (is_finite(value) and value > 0):
-                problems.append(f"{name} is {value!r}; expected a positive number")
+                problems.append(f"{name} is {reprlib.repr(value)}; expected a positive number")
         if not is_finite(self.P_mean):
-            problems.append(f"P_mean is {self.P_mean!r}; expected a finite number")
+            problems.append(f"P_mean is {reprlib.repr(self.P_mean)}; expected a finite number")
         if not isinstance(self.use_swiglu, bool):
             problems.append(f"use_swiglu is {self.use_swiglu!r}; expected true or false")
         if self.time_schedule not in ("logit_normal", "uniform"):

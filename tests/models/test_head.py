@@ -233,3 +233,14 @@ def test_config_survives_json() -> None:
         values = T2I.to_json()
         values["ch_condition"] = values.pop("ch_cond")
         HeadConfig.from_json(values)
+
+
+@pytest.mark.parametrize(
+    "name", ["ch_target", "ch_latent", "depth_latent", "parallel_num", "time_shift", "P_mean"]
+)
+def test_numbers_beyond_any_model_are_refused(name: str) -> None:
+    """Before anything of that size is computed, or a float is made of what none can hold."""
+    with pytest.raises(ValueError, match=f"{name} is 1000"):
+        HeadConfig.from_json(
+            HeadConfig(ch_target=32, ch_cond=64, ch_latent=128, depth_latent=2).to_json() | {name: 10**400}
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foundation.errors import RecipeError
+from foundation.errors import Problems, RecipeError
 from foundation.progress import say
 from models.flow_settings import FlowSettings
 
@@ -49,15 +49,8 @@ def generate(
 
     A picture that this command has made already, with the same settings and weights, is not made again.
     """
-    size_ = _parse_size(size)
-    if sampler not in ("euler_maruyama", "euler"):
-        raise RecipeError(f"--sampler {sampler}: expected euler_maruyama or euler")
-    if dtype not in (None, "bfloat16", "float32"):
-        raise RecipeError(f"--dtype {dtype}: expected bfloat16 or float32")
-    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise RecipeError(f"--device {device}: expected cpu, cuda, or cuda:1 and the like")
-    if output.exists() and not output.is_dir():
-        raise RecipeError(f"--output {output} is a file: name a folder")
+    _refuse_options(prompt, size, sampler, dtype, device, output)
+    height, width = map(int, size.lower().split("x"))
     from evaluation.picture_files import PictureRequest, picture_name, picture_settings, source_of, up_to_date
     from evaluation.recipes import Sampling
 
@@ -67,13 +60,34 @@ def generate(
     todo: list[PictureRequest] = []
     for text in prompt:
         paths = [output / picture_name(text, seed, number) for number in range(pictures)]
-        note = picture_settings(text, size_, sampling, pictures, source)
+        note = picture_settings(text, (height, width), sampling, pictures, source)
         if all(up_to_date(path, note) for path in paths):
             say(f"nothing to do: {', '.join(map(str, paths))} made with these settings already")
         else:
             todo.append(PictureRequest(text, paths, note))
     if todo:
-        _generate(model, tokenizer, todo, size_, sampling, device, dtype)
+        _generate(model, tokenizer, todo, (height, width), sampling, device, dtype)
+
+
+def _refuse_options(
+    prompts: list[str], size: str, sampler: str, dtype: str | None, device: str | None, output: Path
+) -> None:
+    """RecipeError with all that is wrong with options that typer takes for text."""
+    problems = Problems()
+    for number, text in enumerate(prompts):
+        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
+            problems.add(f"--prompt number {number + 1}", "is not UTF-8")
+    if not re.fullmatch(r"\d+x\d+", size.lower(), re.ASCII):
+        problems.add(f"--size {size}", "expected HEIGHTxWIDTH in pixels, for example 1024x1024")
+    if sampler not in ("euler_maruyama", "euler"):
+        problems.add(f"--sampler {sampler}", "expected euler_maruyama or euler")
+    if dtype not in (None, "bfloat16", "float32"):
+        problems.add(f"--dtype {dtype}", "expected bfloat16 or float32")
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        problems.add(f"--device {device}", "expected cpu, cuda, or cuda:1 and the like")
+    if output.exists() and not output.is_dir():
+        problems.add(f"--output {output}", "is a file: name a folder")
+    problems.raise_if_any(RecipeError, "No picture can be made so")
 
 
 def _generate(
@@ -142,10 +156,3 @@ def quickstart() -> None:
     from evaluation.quickstart import run_quickstart
 
     run_quickstart()
-
-
-def _parse_size(size: str) -> tuple[int, int]:
-    height, _, width = size.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise RecipeError(f"--size {size}: expected HEIGHTxWIDTH in pixels, for example 1024x1024")
-    return int(height), int(width)

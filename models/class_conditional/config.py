@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from models.checks import is_finite, wrong_counts
+from models.checks import LARGEST_DEPTH, LARGEST_PATCH, LARGEST_WIDTH, is_finite, wrong_counts
 from models.head import HeadConfig
 
 
@@ -42,9 +42,13 @@ class ClassConditionalConfig:
         _ = self.head  # the head's own checks
 
     def _bad_numbers(self) -> list[str]:
-        real = {"perturb_rate", "P_mean", "P_std"}
-        counts = [f.name for f in fields(self) if f.name not in {*real, "parallel_mode", "mask"}]
-        problems = wrong_counts(self, counts)
+        widths = ("dim", "n_head", "diff_dim", "latent_dim", "down_size", "resolution", "num_classes")
+        depths = ("n_layer", "diff_layers", "diff_adanln_layers", "diff_batch_mul")
+        problems = [
+            *wrong_counts(self, widths, LARGEST_WIDTH),
+            *wrong_counts(self, depths, LARGEST_DEPTH),
+            *wrong_counts(self, ("cls_token_num", "parallel_num"), LARGEST_PATCH),
+        ]
         if not (is_finite(self.perturb_rate) and 0.0 <= self.perturb_rate <= 1.0):
             problems.append(f"perturb_rate is {self.perturb_rate!r}; expected a probability, 0 to 1")
         if self.parallel_mode not in ("patch", "standard"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from models.checks import is_finite, wrong_counts
+from models.checks import LARGEST_DEPTH, LARGEST_PATCH, LARGEST_WIDTH, is_finite, wrong_counts
 
 Variant = Literal["text_to_image", "class_conditional"]
 
@@ -43,16 +43,11 @@ class HeadConfig:
             raise ValueError("this head cannot be built:\n" + "\n".join(f"- {p}" for p in problems))
 
     def _bad_numbers(self) -> list[str]:
-        counts = (
-            "ch_target",
-            "ch_cond",
-            "ch_latent",
-            "depth_latent",
-            "depth_adanln",
-            "parallel_num",
-            "diff_batch_mul",
-        )
-        problems = wrong_counts(self, counts)
+        problems = [
+            *wrong_counts(self, ("ch_target", "ch_cond", "ch_latent"), LARGEST_WIDTH),
+            *wrong_counts(self, ("depth_latent", "depth_adanln", "diff_batch_mul"), LARGEST_DEPTH),
+            *wrong_counts(self, ("parallel_num",), LARGEST_PATCH),
+        ]
         for name in ("time_shift", "P_std"):
             value = getattr(self, name)
             if not (is_finite(value) and value > 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from models.checks import is_count, wrong_counts
+from models.checks import LARGEST_DEPTH, LARGEST_WIDTH, is_count, wrong_counts
 
 NORM_GROUPS = 32  # every GroupNorm of the network splits its channels in 32 groups
 
@@ -31,8 +31,12 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if isinstance(self.ch_mult, list):  # as JSON has it
             object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
-        problems = wrong_counts(self, ("ch", "z_channels", "num_res_blocks", "in_channels", "out_ch"))
-        if not (isinstance(self.ch_mult, tuple) and self.ch_mult and all(map(is_count, self.ch_mult))):
+        problems = [
+            *wrong_counts(self, ("ch", "z_channels", "in_channels", "out_ch"), LARGEST_WIDTH),
+            *wrong_counts(self, ("num_res_blocks",), LARGEST_DEPTH),
+        ]
+        factors = self.ch_mult if isinstance(self.ch_mult, tuple) else ()
+        if not factors or not all(is_count(factor, LARGEST_DEPTH) for factor in factors):
             found = list(self.ch_mult) if isinstance(self.ch_mult, tuple) else self.ch_mult
             problems.append(f"ch_mult = {found!r}, expected one positive integer per level")
         elif is_count(self.ch) and any(width % NORM_GROUPS for width in self.widths):

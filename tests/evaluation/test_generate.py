@@ -126,11 +126,18 @@ def test_nothing_is_written_before_everything_fits(
         (["--dtype", "float16"], "--dtype float16: expected"),
         (["--size", "big"], "--size big: expected HEIGHTxWIDTH"),
         (["--sampler", "heun"], "--sampler heun: expected"),
+        (["-p", "a \udcff cat"], "--prompt number 2: is not UTF-8"),
     ],
 )
 def test_wrong_options_are_refused(folder: Path, tmp_path: Path, options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["generate", str(folder), "-p", CAPTION, *options, "-o", str(tmp_path)])
     assert isinstance(result.exception, RecipeError) and message in str(result.exception)
+
+
+def test_wrong_options_are_told_together(folder: Path, tmp_path: Path) -> None:
+    options = ["--size", "256", "--sampler", "eulr", "--dtype", "float3", "--device", "cud"]
+    result = CliRunner().invoke(app, ["generate", str(folder), "-p", CAPTION, *options, "-o", str(tmp_path)])
+    assert "(4 problems)" in str(result.exception)
 
 
 def test_a_tokenizer_of_other_bits_is_refused_before_sampling(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ place) and not draws from a generator that somebody has to carry along.
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from functools import reduce
 
@@ -76,21 +77,25 @@ def permute(index: ArrayLike, size: ArrayLike, key: UInt64) -> NDArray[np.int64]
     Returns:
         int64, of the broadcast shape.
     """
+    columns = [np.atleast_1d(np.asarray(column).astype(np.uint64)) for column in (index, size, key)]
+    shape = np.broadcast_shapes(*(column.shape for column in columns))
+    # What is the same for all stays one number, and is hashed once.
     places, sizes, keys = (
-        np.array(column)
-        for column in np.broadcast_arrays(
-            np.asarray(index).astype(np.uint64), np.asarray(size).astype(np.uint64), key
-        )
+        column.ravel() if column.size == 1 else np.broadcast_to(column, shape).ravel() for column in columns
     )
     # frexp gives the exponent e of the first power of two above its argument: 2**(e-1) <= x < 2**e.
     bits = np.frexp((sizes - np.uint64(1)).astype(np.float64))[1].astype(np.uint64)
     bits = np.maximum(bits, _LEAST_BITS)
+    places = np.array(np.broadcast_to(places, (math.prod(shape),)))
     walking = np.arange(places.size)
-    places, sizes, keys, bits = places.ravel(), sizes.ravel(), keys.ravel(), bits.ravel()
+
+    def of_walking(column: UInt64) -> UInt64:
+        return column if column.size == 1 else column[walking]
+
     while walking.size:
-        places[walking] = _feistel(places[walking], bits[walking], keys[walking])
-        walking = walking[places[walking] >= sizes[walking]]
-    return places.astype(np.int64).reshape(np.broadcast_shapes(np.shape(index), np.shape(size), key.shape))
+        places[walking] = _feistel(places[walking], of_walking(bits), of_walking(keys))
+        walking = walking[places[walking] >= of_walking(sizes)]
+    return places.astype(np.int64).reshape(shape)
 
 
 def _feistel(value: UInt64, bits: UInt64, key: UInt64) -> UInt64:

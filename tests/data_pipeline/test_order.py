@@ -19,6 +19,14 @@ def test_permute_is_a_bijection(size: int, seed: int) -> None:
     assert sorted(permute(np.arange(size), size, derive_key(seed))) == list(range(size))
 
 
+@given(sizes=st.lists(st.integers(1, 200), min_size=1, max_size=30), seed=st.integers(0, 2**63 - 1))
+@settings(deadline=None, max_examples=50)
+def test_many_permutations_at_once_equal_each_alone(sizes: list[int], seed: int) -> None:
+    keys, last = derive_key(seed, np.arange(len(sizes))), np.array(sizes) - 1
+    alone = [permute(size - 1, size, keys[i : i + 1]).item() for i, size in enumerate(sizes)]
+    assert permute(last, sizes, keys).tolist() == alone
+
+
 def test_permutations_of_few_things_are_equally_likely() -> None:
     keys = derive_key(np.arange(24_000), 5)
     orders = np.stack([permute(np.full(24_000, i), 4, keys) for i in range(4)], axis=1)
@@ -83,6 +91,12 @@ def test_epochs_seeds_and_streams_have_unrelated_orders() -> None:
     for i, one in enumerate(orders):
         for other in orders[:i]:
             assert sum(a == b for a, b in zip(one, other, strict=True)) < 10  # 1 expected
+
+
+def test_the_order_of_a_run_that_has_begun_does_not_change() -> None:
+    """A checkpoint holds no order: a program that computed another one would go on with other samples."""
+    order = WindowedShuffle([5, 0, 7, 3, 9, 4], 2, 1234, 256)
+    assert order.sample_ids(np.arange(14) * 5).tolist() == [21, 17, 1, 4, 6, 9, 8, 18, 26, 27, 1, 0, 3, 1]
 
 
 def test_a_billion_samples_cost_no_more_than_a_window() -> None:

@@ -13,16 +13,17 @@ code; classifier-free guidance is arXiv 2207.12598.
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Qwen3Config
 
 from models.backbone import GenerationCache, plan_packed, run_backbone
-from models.checks import is_count, is_finite
+from models.checks import is_count
 from models.flow_settings import FlowSettings
-from models.layout import SequenceTokens, check_grid, grid_places
+from models.head.flow import wrong_generator
+from models.layout import SequenceTokens, check_grid, grid_places, plain_ids
 from models.packed_linear import packed_linears
 from models.tokenizer import binarize
 
@@ -39,48 +40,63 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 def check_request(
     model: "TextToImageModel",
-    prompts: Sequence[Sequence[int]],
+    tokens: SequenceTokens,
+    prompts: Sequence[Sequence[int] | Tensor],
     grid: tuple[int, int],
     num_images: int,
     flow: FlowSettings,
-) -> None:
-    """Raise one ValueError with everything that is wrong with a request.
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """The prompts as plain token ids; raises one ValueError with everything that is wrong with a request.
 
-    A grid that the patches do not tile, an empty prompt, ids outside the vocabulary, a prompt that leaves no
-    room for the picture in the backbone's context, no pictures asked for, a guidance below 1, fewer than one
-    step.
+    A grid that the patches do not tile, an empty prompt, what is no prompt, ids outside the vocabulary, a
+    prompt that leaves no room for the picture in the backbone's context, special tokens of other patches, no
+    pictures asked for, a guidance below 1, fewer than one step, an unknown sampler.
     """
-    h, w = grid
-    problems = []
+    problems, plain, picture = [], [], 0
     try:
-        check_grid(h, w, model.config.p)
+        check_grid(*grid, model.config.p)
+        picture = math.prod(grid) + 2
     except ValueError as error:
         problems.append(str(error))
-    context, picture = model.config.llm.max_position_embeddings, h * w + 2
-    vocabulary = model.config.llm.vocab_size
     for prompt in prompts:
-        foreign = [i for i in prompt if not (isinstance(i, Integral) and 0 <= i < vocabulary)]
-        if not len(prompt):
-            problems.append("a prompt is empty: it needs at least one token")
-        elif foreign:
-            problems.append(
-                f"a prompt holds {reprlib.repr(foreign)}: expected token ids from 0 to {vocabulary - 1}, "
-                "made of a caption by the text tokenizer and `SequenceTokens.prompt`"
-            )
-        elif len(prompt) + picture > context:
-            problems.append(
-                f"a prompt of {len(prompt)} tokens and a picture of {picture} exceed the context of "
-                f"{context} tokens: shorten the prompt to {max(context - picture, 0)} tokens, or choose a "
-                "smaller picture"
-            )
+        try:
+            plain.append(_prompt_that_fits(prompt, model.config.llm, picture))
+        except ValueError as error:
+            problems.append(str(error))
+    queries = model.config.head.parallel_num - 1
+    if not isinstance(tokens, SequenceTokens):
+        problems.append(f"tokens is {reprlib.repr(tokens)}: expected what `sequence_tokens` returns")
+    elif len(tokens.query) != queries:
+        problems.append(
+            f"tokens has {len(tokens.query)} query tokens: expected the {queries} of this model's p = "
+            f"{model.config.p}"
+        )
     if not is_count(num_images):
-        problems.append(f"num_images is {num_images!r}: expected a whole number of at least 1")
-    if not (is_finite(flow.guidance) and flow.guidance >= 1.0):
-        problems.append(f"guidance is {flow.guidance!r}: expected a number of at least 1; 1 switches it off")
-    if not is_count(flow.steps):
-        problems.append(f"steps is {flow.steps!r}: expected a whole number of at least 1")
+        problems.append(f"num_images is {reprlib.repr(num_images)}: expected a whole number of at least 1")
+    problems += [*flow.problems(), *wrong_generator(generator)]
     if problems:
         raise ValueError("; ".join(problems))
+    return plain
+
+
+def _prompt_that_fits(prompt: Sequence[int] | Tensor, llm: Qwen3Config, picture: int) -> list[int]:
+    """Its ids; ValueError unless they are of this vocabulary, and fit the context beside the picture."""
+    ids, context = plain_ids(prompt), llm.max_position_embeddings
+    foreign = [i for i in ids if not 0 <= i < llm.vocab_size]
+    if not ids:
+        raise ValueError("a prompt is empty: it needs at least one token")
+    if foreign:
+        raise ValueError(
+            f"a prompt holds {reprlib.repr(foreign)}: expected token ids from 0 to {llm.vocab_size - 1}, "
+            "made of a caption by the text tokenizer and `SequenceTokens.prompt`"
+        )
+    if len(ids) + picture > context:
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens and a picture of {picture} exceed the context of {context} "
+            f"tokens: shorten the prompt to {max(context - picture, 0)} tokens, or choose a smaller picture"
+        )
+    return ids
 
 
 @torch.inference_mode()

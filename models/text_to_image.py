@@ -6,6 +6,7 @@ L text targets. Hidden states and embeddings have the weights' dtype, or autocas
 Source: the paper (arXiv 2602.14041); modeling/mllm.py of the published code.
 """
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -180,8 +181,8 @@ class TextToImageModel(nn.Module):
 
     def generate(
         self,
-        prompt_ids: Sequence[int],
-        uncond_ids: Sequence[int],
+        prompt_ids: Sequence[int] | Tensor,
+        uncond_ids: Sequence[int] | Tensor,
         h: int,
         w: int,
         *,
@@ -194,7 +195,8 @@ class TextToImageModel(nn.Module):
         """Draw pictures: float32 bits [num_images, h*w, C] of -1/+1 in patch raster order.
 
         Args:
-            prompt_ids: everything before <|vision_start|> (`SequenceTokens.prompt`).
+            prompt_ids: everything before <|vision_start|> (`SequenceTokens.prompt`): a list, or an integer
+                tensor [n].
             uncond_ids: the same of the unconditional half (`unconditional_prompt`); not read at guidance 1.
             h, w: the grid in tokens, multiples of p.
             flow: guidance scale, solver steps and sampler.
@@ -203,10 +205,13 @@ class TextToImageModel(nn.Module):
             progress: goes through the list of patches, and may show how far it is.
 
         ValueError on a size that does not fit, a prompt that is empty, of another vocabulary or beyond the
-        context, a guidance below 1, fewer than one picture or step, or an unknown sampler.
+        context, a guidance below 1, fewer than one picture or step, an unknown sampler, or arguments of
+        another type.
         """
-        prompts = [prompt_ids, uncond_ids] if flow.guidance != 1.0 else [prompt_ids]
-        check_request(self, prompts, (h, w), num_images, flow)
+        if not isinstance(flow, FlowSettings):
+            raise ValueError(f"flow is {reprlib.repr(flow)}: expected FlowSettings(guidance, steps, sampler)")
+        halves = [prompt_ids, uncond_ids] if flow.guidance != 1.0 else [prompt_ids]
+        prompts = check_request(self, tokens, halves, (h, w), num_images, flow, generator)
         return generate_bits(self, prompts, (h, w), tokens, num_images, flow, generator, progress)
 
 

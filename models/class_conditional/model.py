@@ -26,7 +26,7 @@ from models.head import DiffusionHead
 from models.layout import flip_bits
 
 LABEL_DROP = 0.1
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 
 
 class ClassConditionalModel(nn.Module):
@@ -151,6 +151,8 @@ class ClassConditionalModel(nn.Module):
 
     def _check_bits(self, bits: Tensor) -> None:
         c = self.config
+        if not isinstance(bits, Tensor):
+            raise ValueError(f"bits: found a {type(bits).__name__}, expected a tensor of -1/+1")
         if bits.ndim != 4 or tuple(bits.shape[1:]) != (c.latent_dim, c.grid, c.grid):
             raise ValueError(
                 f"bits: found shape {list(bits.shape)}, expected [B, {c.latent_dim}, {c.grid}, {c.grid}] "

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from models.backbone.attention import attend_all
 from models.class_conditional.cache import KeyValueCache
-from models.class_conditional.guidance import GuidanceSchedule, check_guidance, guidance_at
+from models.class_conditional.guidance import GuidanceSchedule, guidance_at, wrong_schedule
 from models.class_conditional.model import ClassConditionalModel
 from models.class_conditional.order import from_sequence_order, rotations, sequence_attention
+from models.flow_settings import FlowSettings
 from models.head import SamplerName
+from models.head.flow import wrong_generator
 from models.packed_linear import packed_linears
 from models.tokenizer import binarize
 
@@ -49,9 +51,13 @@ def sample(
         generator: where the draws come from; the global one of the model's device if None.
 
     Returns bits of -1/+1, float32 `[B, C, h, w]`, plain raster order, for a tokenizer's `decode`.
-    Raises ValueError on unknown labels, schedules or samplers, a guidance below 1, or fewer than one step.
+    Raises ValueError on unknown labels, schedules or samplers, a guidance below 1, fewer than one step, or
+    arguments of another type.
     """
-    check_guidance(guidance, schedule)
+    flow = FlowSettings(guidance, steps, sampler)
+    problems = [*flow.problems(), *wrong_schedule(schedule), *wrong_generator(generator)]
+    if problems:
+        raise ValueError("; ".join(problems))
     labels = model.check_labels(labels)
     config, images = model.config, labels.shape[0]
     if guidance > 1.0:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.flow_settings import SamplerName
+from models.flow_settings import FlowSettings, SamplerName
 from models.head.config import HeadConfig
 from models.head.flow import draw_noise, interpolate, velocity_loss
 from models.head.network import HeadNetwork
@@ -103,10 +103,12 @@ class DiffusionHead(nn.Module):
             generator: where the draws come from; torch's global one of the condition's device if None.
 
         Returns float32, as many rows as `cond`, `[.., P, C]`; with guidance > 1 the two halves are equal.
-        Raises ValueError on a guidance below 1, an odd number of rows with guidance, or fewer than one step.
+        Raises ValueError on a guidance below 1, an odd number of rows with guidance, fewer than one step, an
+        unknown sampler, or arguments of another type.
         """
-        check_sampling(cond.shape[0], guidance, sampler)
         self._check_condition(cond)
+        count = len(steps.times.times) if isinstance(steps, SolverSteps) else steps
+        check_sampling(cond.shape[0], FlowSettings(guidance, count, sampler), generator)
         solver = steps if isinstance(steps, SolverSteps) else self.solver_steps(steps)
         halves = 1 if guidance == 1.0 else 2
         with torch.autocast(cond.device.type, enabled=False):
@@ -131,6 +133,9 @@ class DiffusionHead(nn.Module):
 
     def _check_condition(self, cond: Tensor) -> None:
         expected = (self.config.parallel_num, self.config.ch_cond)
+        if not isinstance(cond, Tensor) or not cond.is_floating_point():
+            found = cond.dtype if isinstance(cond, Tensor) else type(cond).__name__
+            raise ValueError(f"condition of the head: found {found}, expected a tensor of floats")
         if cond.ndim != 3 or tuple(cond.shape[1:]) != expected:
             raise ValueError(
                 f"condition of the head: found shape {list(cond.shape)}, expected "

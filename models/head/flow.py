@@ -10,6 +10,8 @@ Everything here is float32: callers keep it outside autocast.
 
 from __future__ import annotations
 
+import reprlib
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,17 @@ def guided(v: Tensor, guidance: float) -> Tensor:
     """v_u + guidance (v_c - v_u): float32 `[2N, P, C]`, conditional half first -> `[N, P, C]`."""
     conditional, unconditional = v.chunk(2)
     return unconditional + guidance * (conditional - unconditional)
+
+
+def wrong_generator(generator: object) -> list[str]:
+    """A line where ``generator`` is nothing to draw from: a bare seed, above all."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return []
+    found = reprlib.repr(generator)
+    return [
+        f"generator is {found}: expected a torch.Generator or None; "
+        "of a seed make torch.Generator(device).manual_seed(seed)"
+    ]
 
 
 def draw_noise(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -11,31 +11,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from models.checks import is_finite
-from models.flow_settings import SamplerName
-from models.head.flow import draw_noise, guided, velocity
+from models.flow_settings import FlowSettings, SamplerName
+from models.head.flow import draw_noise, guided, velocity, wrong_generator
 from models.head.schedule import SamplingTimes
 
 # (state [N, P, C], index of the time) -> predicted data, [N, P, C] or, with guidance, [2N, P, C]
 Denoiser = Callable[[Tensor, int], Tensor]
 
 
-def check_sampling(rows: int, guidance: float, sampler: str) -> None:
-    """Raise ValueError unless guidance >= 1, rows form two halves where it is > 1, the sampler is known."""
-    if not (is_finite(guidance) and guidance >= 1.0):
-        raise ValueError(f"guidance: found {guidance!r}, expected a number of at least 1; 1 switches it off")
-    if guidance > 1.0 and rows % 2:
-        raise ValueError(
-            f"guidance {guidance} needs a conditional and an unconditional half, found {rows} rows; "
+def check_sampling(rows: int, flow: FlowSettings, generator: torch.Generator | None) -> None:
+    """Raise ValueError, naming all that is wrong, unless this can be drawn; rows are two halves if guided."""
+    problems = [*flow.problems(), *wrong_generator(generator)]
+    if not problems and flow.guidance > 1.0 and rows % 2:
+        problems.append(
+            f"guidance {flow.guidance} needs a conditional and an unconditional half, found {rows} rows; "
             "pass the conditional rows first, then as many unconditional ones"
         )
-    if sampler not in get_args(SamplerName):
-        raise ValueError(f"sampler: found {sampler!r}, expected one of {list(get_args(SamplerName))}")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def integrate(

@@ -27,7 +27,13 @@ from models.layout.grid import (
 )
 from models.layout.masks import attention_mask
 from models.layout.packing import PackedBatch, pack
-from models.layout.tokens import SequenceTokens, TemplateLengths, add_sequence_tokens, sequence_tokens
+from models.layout.tokens import (
+    SequenceTokens,
+    TemplateLengths,
+    add_sequence_tokens,
+    plain_ids,
+    sequence_tokens,
+)
 
 __all__ = [
     "MAX_SIDE",
@@ -47,6 +53,7 @@ __all__ = [
     "from_patch_raster",
     "grid_places",
     "pack",
+    "plain_ids",
     "position_embedding",
     "positions_2d",
     "sequence_tokens",

@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from models.checks import is_count
+
 MAX_SIDE = 256
 """Longest side of a grid, in tokens: the text tokenizer gets `<|res_1|>` to `<|res_256|>`."""
 
@@ -30,7 +32,11 @@ Every side is a multiple of 128, so that both 4x4 and 8x8 patches of 16-pixel to
 
 def check_grid(h: int, w: int, p: int) -> None:
     """Raise ValueError unless p x p patches tile an h x w token grid that the `<|res_k|>` tokens can name."""
-    if p < 1 or h < 1 or w < 1 or h % p or w % p:
+    if not (is_count(h) and is_count(w) and is_count(p)):
+        raise ValueError(
+            f"a grid of {h!r}x{w!r} tokens in patches of side {p!r}: expected whole numbers of at least 1"
+        )
+    if h % p or w % p:
         raise ValueError(
             f"a grid of {h}x{w} tokens can't be cut into {p}x{p} patches: "
             f"choose a picture size whose sides, in tokens, are multiples of {p}"

@@ -5,17 +5,34 @@ The chat template of the language model carries caption and picture; `<|res_k|>`
 data/data_utils.py of the code published with the paper (arXiv 2602.14041).
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from operator import index
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.layout.grid import MAX_SIDE
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _IM_START, _IM_END = "<|im_start|>", "<|im_end|>"
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
+
+
+def plain_ids(ids: Any) -> list[int]:
+    """Token ids `[n]` as a list of plain numbers, from any sequence, array or tensor of whole numbers.
+
+    ValueError on anything else.
+    """
+    try:
+        return [index(value) for value in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+    except TypeError as error:
+        raise ValueError(
+            f"{reprlib.repr(ids)} are no token ids: expected a list or a tensor [n] of whole numbers, made "
+            "of a caption by the text tokenizer"
+        ) from error
 
 
 class TemplateLengths(NamedTuple):
@@ -53,14 +70,15 @@ class SequenceTokens:
         """Lengths in tokens of `user_prefix`, `turn_end` and `assistant`."""
         return TemplateLengths(len(self.user_prefix), len(self.turn_end), len(self.assistant))
 
-    def prompt(self, caption_ids: Sequence[int]) -> list[int]:
+    def prompt(self, caption_ids: "Sequence[int] | Tensor") -> list[int]:
         """The conditional prompt of a caption: the user's turn and the assistant's opening.
 
-        ValueError where the caption has no tokens.
+        ValueError where the caption has no tokens, or is none (see `plain_ids`).
         """
-        if not len(caption_ids):
+        ids = plain_ids(caption_ids)
+        if not ids:
             raise ValueError("the prompt is empty: give a caption of at least one token")
-        return [*self.user_prefix, *caption_ids, *self.turn_end, *self.assistant]
+        return [*self.user_prefix, *ids, *self.turn_end, *self.assistant]
 
     def unconditional_prompt(self) -> list[int]:
         """The prompt of the unconditional half of guidance: the user's turn is left out whole."""

@@ -147,6 +147,8 @@ class BinaryTokenizer(nn.Module):
         side is no multiple of the downsampling d.
         """
         side = self.config.downsample
+        if not isinstance(image, Tensor):
+            raise ValueError(f"a picture is a {type(image).__name__}, expected a float tensor in [-1, 1]")
         if image.dim() != 4 or image.shape[1] != self.config.in_channels:
             expected = f"[batch, {self.config.in_channels}, rows, columns]"
             raise ValueError(f"a picture of shape {list(image.shape)}, expected {expected}")
@@ -196,9 +198,14 @@ class BinaryTokenizer(nn.Module):
         Raises ValueError where the shapes do not fit, the grid is a single token, or noise is given to
         a decoder that takes none.
         """
+        if not isinstance(bits, Tensor):
+            raise ValueError(f"bits are a {type(bits).__name__}, expected a float tensor of -1 and +1")
         if bits.dim() != 4 or bits.shape[1] != self.config.z_channels:
             expected = f"[batch, {self.config.z_channels}, rows, columns]"
             raise ValueError(f"bits of shape {list(bits.shape)}, expected {expected}")
+        if bits.shape[2] * bits.shape[3] < 2:
+            rows, columns = bits.shape[2:]
+            raise ValueError(f"bits of a grid of {rows}x{columns} tokens, expected at least two tokens")
         if not bits.is_floating_point():
             raise ValueError(f"bits of {bits.dtype}, expected floats -1 and +1: convert them with .float()")
         if self.config.gan_decoder:

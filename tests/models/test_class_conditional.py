@@ -227,10 +227,13 @@ def test_parameter_counts_of_the_presets() -> None:
         ([True], {}, r"labels: found torch.bool of shape \[1\]"),
         ([-1, 2], {}, r"labels: found \[-1\]"),
         ([], {}, "expected a non-empty list"),
-        ([0], {"guidance": 0.0}, "guidance: found 0.0"),
-        ([0], {"schedule": "cosine"}, "guidance schedule: found 'cosine'"),
-        ([0], {"steps": 0}, "steps: found 0"),
-        ([0], {"steps": 2.5}, "steps: found 2.5, expected a whole number"),
+        (None, {}, "labels: found None"),
+        ([0], {"guidance": 0.0}, "guidance is 0.0"),
+        ([0], {"guidance": None}, "guidance is None: expected a number of at least 1"),
+        ([0], {"schedule": "cosine"}, "schedule is 'cosine'"),
+        ([0], {"steps": 0}, "steps is 0"),
+        ([0], {"steps": 2.5}, "steps is 2.5: expected a whole number"),
+        ([0], {"sampler": "heun", "generator": 3}, "sampler is 'heun': .*; generator is 3: expected"),
     ],
 )
 def test_sampling_refuses(labels: list[int], options: dict[str, object], found: str) -> None:
@@ -256,6 +259,8 @@ def test_a_config_that_does_not_fit(changes: dict[str, object], found: str) -> N
 def test_bits_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found shape \[1, 8, 5, 4\], expected \[B, 8, 4, 4\]"):
         ClassConditionalModel(TINY)(torch.ones(1, 8, 5, 4), torch.tensor([0]))
+    with pytest.raises(ValueError, match="bits: found a list, expected a tensor"):
+        ClassConditionalModel(TINY)([[1.0]], torch.tensor([0]))
 
 
 def test_config_survives_json() -> None:

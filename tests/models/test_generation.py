@@ -118,10 +118,19 @@ BAD_REQUESTS = {
     "guidance below 1": ({"flow": FlowSettings(0.5, 2)}, "guidance is 0.5: expected a number of at least 1"),
     "guidance that is no number": ({"flow": FlowSettings(math.nan, 2)}, "guidance is nan"),
     "no pictures": ({"num_images": 0}, "num_images is 0"),
-    "a prompt that is text": (
-        {"prompt_ids": "cat"},
-        r"holds \['c', 'a', 't'\]: expected token ids from 0 to 399",
+    "a prompt that is text": ({"prompt_ids": "cat"}, "'cat' are no token ids: expected a list or a tensor"),
+    "no prompt": ({"prompt_ids": None}, "None are no token ids"),
+    "fractions for ids": ({"uncond_ids": [5, 1.5]}, r"\[5, 1.5\] are no token ids"),
+    "two prompts in one": ({"prompt_ids": torch.ones(2, 3, dtype=torch.int64)}, "are no token ids"),
+    "a size that is no whole number": (
+        {"h": 4.0},
+        "4.0x6 tokens in patches of side 2: expected whole",
     ),
+    "a size that is text": ({"w": "6"}, "4x'6' tokens in patches"),
+    "settings that are none": ({"flow": None}, "flow is None: expected FlowSettings"),
+    "a seed for a generator": ({"generator": 5}, r"generator is 5: expected .*manual_seed"),
+    "tokens that are none": ({"tokens": None}, "tokens is None: expected what `sequence_tokens` returns"),
+    "tokens of larger patches": ({"tokens": tiny_tokens(4)}, "tokens has 15 query tokens: expected the 3"),
     "a prompt of another vocabulary": (
         {"prompt_ids": [5, 400, -1]},
         r"holds \[400, -1\]: expected token ids",
@@ -130,7 +139,7 @@ BAD_REQUESTS = {
     "half a step": ({"flow": FlowSettings(2.0, 2.5)}, "steps is 2.5: expected a whole number"),  # type: ignore[arg-type]
     "guidance that is text": ({"flow": FlowSettings("2", 2)}, "guidance is '2'"),  # type: ignore[arg-type]
     "no steps": ({"flow": FlowSettings(2.0, 0)}, "steps is 0"),
-    "an unknown sampler": ({"flow": FlowSettings(2.0, 2, "heun")}, "sampler: found 'heun'"),
+    "an unknown sampler": ({"flow": FlowSettings(2.0, 2, "heun")}, "sampler is 'heun'"),
     "a side without a token": ({"h": 18}, "no <|res_18|> token"),
 }
 
@@ -138,9 +147,31 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize("case", BAD_REQUESTS)
 def test_bad_requests_are_refused(case: str) -> None:
     changes, message = BAD_REQUESTS[case]
-    request = {"prompt_ids": [5], "uncond_ids": [5], "h": 4, "w": 6, "flow": FlowSettings(2.0, 2)} | changes
+    request = {"prompt_ids": [5], "uncond_ids": [5], "h": 4, "w": 6, "flow": FlowSettings(2.0, 2)}
     with pytest.raises(ValueError, match=message):
-        tiny_model().generate(**request, tokens=tiny_tokens())  # type: ignore[arg-type]
+        tiny_model().generate(**request | {"tokens": tiny_tokens()} | changes)  # type: ignore[arg-type]
+
+
+def test_all_that_is_wrong_with_a_request_is_told_at_once() -> None:
+    with pytest.raises(ValueError) as caught:
+        tiny_model().generate(None, [400], 4.0, 6, tokens=None, flow=FlowSettings(0, 0, ""), generator=7)  # type: ignore[arg-type]
+    assert str(caught.value).count("; ") >= 7
+    for name in ("4.0x6", "None are", "holds [400]", "tokens is", "guidance is", "steps is", "sampler is"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_ids_may_be_tensors(dtype: torch.dtype) -> None:
+    model, tokens, flow = tiny_model(), tiny_tokens(), FlowSettings(2.0, 2)
+
+    def draw(caption: list[int] | Tensor, unconditional: list[int] | Tensor) -> Tensor:
+        prompt = tokens.prompt(caption)
+        given = torch.tensor(prompt, dtype=dtype) if isinstance(caption, Tensor) else prompt
+        generator = torch.Generator().manual_seed(1)
+        return model.generate(given, unconditional, 4, 4, tokens=tokens, flow=flow, generator=generator)
+
+    empty = tokens.unconditional_prompt()
+    assert torch.equal(draw([33, 44], empty), draw(torch.tensor([33, 44]), torch.tensor(empty)))
 
 
 def test_the_longest_prompt_fits() -> None:

@@ -89,8 +89,14 @@ def test_bits_that_do_not_fit() -> None:
         plain_decoder.decode(bits[:, :5])
     with pytest.raises(ValueError, match=r"bits of torch.int8, expected floats"):
         plain_decoder.decode(bits.to(torch.int8))
-    with pytest.raises(ValueError, match="at least two tokens"):
+    with pytest.raises(ValueError, match="a grid of 1x1 tokens, expected at least two tokens"):
         plain_decoder.decode(bits[:, :, :1, :1])
+    with pytest.raises(ValueError, match="a grid of 0x2 tokens"):
+        plain_decoder.decode(torch.ones(1, 6, 0, 2))
+    with pytest.raises(ValueError, match="bits are a list, expected a float tensor"):
+        plain_decoder.decode(bits.tolist())
+    with pytest.raises(ValueError, match="a picture is a list, expected a float tensor"):
+        plain_decoder.encode([[0.0]])
     with pytest.raises(ValueError, match="no GAN decoder"):
         plain_decoder.decode(bits, torch.zeros_like(bits))
     with pytest.raises(ValueError, match="that of the bits"):
@@ -135,6 +141,9 @@ def test_config_json_round_trip_and_its_mistakes() -> None:
         TokenizerConfig.from_json({"ddconfig": {"ch": 32, "z_channels": 4, "num_res_blocks": 1, "attn": []}})
     with pytest.raises(ValueError, match="no `ddconfig`"):
         TokenizerConfig.from_json({"ch": 32})
+    published = config.to_json()
+    published["ddconfig"]["resolution"] = 256
+    assert TokenizerConfig.from_json(published) == config
 
 
 def expected_parameters(config: TokenizerConfig) -> int:

@@ -25,7 +25,8 @@ def import_weights(
         str,
         typer.Argument(
             metavar="SRC",
-            help="A folder, a .pt file, or hf:owner/name (one .pt of it: hf:owner/name/file.pt).",
+            help="A folder, a .pt file, a tokenizer's .safetensors, or hf:owner/name (one such file of it: "
+            "hf:owner/name/file.pt).",
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist.")],

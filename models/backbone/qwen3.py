@@ -4,6 +4,7 @@ B sequences, T tokens, D width. Source: Qwen3 is arXiv 2505.09388, of which the 
 changes nothing but the mask.
 """
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +27,13 @@ AttentionInterface.register(ATTENTION, _attend_by_plan)
 
 
 def build_backbone(config: Qwen3Config) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights, whose attention takes plans."""
+    """A Qwen3 with random weights, whose attention takes plans.
+
+    What `config` says of padding and dropout is for whoever reads an export: here every row of the embedding
+    learns, and nothing is dropped.
+    """
+    config = copy.deepcopy(config)
+    config.pad_token_id = None  # its row would get no gradient
     llm = Qwen3ForCausalLM(config)
     llm.set_attn_implementation(ATTENTION)
     return llm

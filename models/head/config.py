@@ -15,6 +15,9 @@ Variant = Literal["text_to_image", "class_conditional"]
 # files says so: a fused wqkv has the same shape whatever the number of heads.
 ATTENTION_HEAD_WIDTH: dict[str, int] = {"text_to_image": 128, "class_conditional": 64}
 
+# What a config file that leaves them out means. A new head has other values: those of the published models.
+PUBLISHED_DEFAULTS = {"P_mean": 0.0, "P_std": 1.0, "use_swiglu": False}
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -103,7 +106,12 @@ class HeadConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], variant: Variant = "text_to_image") -> HeadConfig:
-        """Read the dict of a `vision_head_config.json`. Raises ValueError on missing or unknown keys."""
+        """Read the dict of a `vision_head_config.json`. Raises ValueError on missing or unknown keys.
+
+        What the published code assumes where a key is absent is assumed here (`PUBLISHED_DEFAULTS`), and
+        `grad_checkpointing`, which is no part of the model, is passed over.
+        """
+        values = {key: value for key, value in values.items() if key != "grad_checkpointing"}
         known = {f.name for f in fields(cls)} - {"variant"}
         required = {"ch_target", "ch_cond", "ch_latent", "depth_latent", "depth_adanln", "parallel_num"}
         missing, unknown = sorted(required - values.keys()), sorted(values.keys() - known)
@@ -112,4 +120,4 @@ class HeadConfig:
                 f"head config: missing keys {missing or 'none'}, unknown keys {unknown or 'none'}; "
                 f"expected {sorted(known)}"
             )
-        return cls(**dict(values), variant=variant)
+        return cls(**(PUBLISHED_DEFAULTS | values), variant=variant)

@@ -72,18 +72,20 @@ class TokenizerConfig:
     def from_json(cls, data: dict[str, Any]) -> TokenizerConfig:
         """Read the dictionary of `ae_config.json`.
 
-        `ddconfig` defines the network, so a key of it that is missing or unknown raises ValueError. Other
-        keys beside `ddconfig` and `gan_decoder` (absent = false) describe the training and are passed over.
+        `ddconfig` defines the network, so a key of it that is missing or unknown raises ValueError, but for
+        `resolution`, which the published code takes and makes nothing of. Other keys beside `ddconfig` and
+        `gan_decoder` (absent = false) describe the training and are passed over.
         """
         ddconfig = data.get("ddconfig")
         if not isinstance(ddconfig, dict):
-            raise ValueError(f"ae_config.json: no `ddconfig` table, found the keys {sorted(data)}")
+            raise ValueError(f"no `ddconfig` table, found the keys {sorted(data)}")
+        ddconfig = {key: value for key, value in ddconfig.items() if key != "resolution"}
         known = {"ch", "ch_mult", "z_channels", "num_res_blocks", "in_channels", "out_ch", "double_z"}
         required = {"ch", "ch_mult", "z_channels", "num_res_blocks"}
         problems = [f"`{key}` is missing" for key in sorted(required - set(ddconfig))]
         problems += [f"`{key}` is unknown" for key in sorted(set(ddconfig) - known)]
         if problems:
-            raise ValueError(f"ae_config.json, ddconfig: {', '.join(problems)}")
+            raise ValueError(f"ddconfig: {', '.join(problems)}")
         return cls(**ddconfig, gan_decoder=data.get("gan_decoder", False))
 
 

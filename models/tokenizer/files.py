@@ -44,8 +44,15 @@ class TokenizerWeights:
 
 def read_tokenizer_config(folder: str | Path) -> TokenizerConfig:
     """The configuration in `folder`; ValueError where it is absent, no JSON, or describes no tokenizer."""
-    data = read_json_object(Path(folder) / CONFIG_FILE, "that of a tokenizer or a published model")
-    return TokenizerConfig.from_json(data)
+    return _read_config(Path(folder) / CONFIG_FILE)
+
+
+def _read_config(path: Path) -> TokenizerConfig:
+    data = read_json_object(path, "that of a tokenizer or a published model")
+    try:
+        return TokenizerConfig.from_json(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def check_tokenizer_specs(found: Mapping[str, TensorSpec], config: TokenizerConfig, where: str) -> None:
@@ -64,11 +71,20 @@ def open_tokenizer(folder: str | Path) -> TokenizerWeights:
     Raises ValueError where a file is absent or broken, or the weights do not fit the configuration, listing
     every tensor that is missing, unexpected or misshapen.
     """
-    folder = Path(folder)
-    config, specs = read_tokenizer_config(folder), read_specs(folder / WEIGHTS_FILE)
-    check_tokenizer_specs(specs, config, str(folder))
-    places = {name: Place(WEIGHTS_FILE, name) for name in specs}
-    return TokenizerWeights(config, dict(read_tensors(folder, places)))
+    return open_tokenizer_file(Path(folder) / WEIGHTS_FILE)
+
+
+def config_beside(path: Path) -> Path:
+    """Where the configuration of `NAME.safetensors` is published: `NAME_config.json`."""
+    return path.with_name(f"{path.stem}_config.json")
+
+
+def open_tokenizer_file(path: Path) -> TokenizerWeights:
+    """The tokenizer in a file of any name, as `ae_d16c32.safetensors`; ValueError as `open_tokenizer`."""
+    config, specs = _read_config(config_beside(path)), read_specs(path)
+    check_tokenizer_specs(specs, config, str(path.parent))
+    places = {name: Place(path.name, name) for name in specs}
+    return TokenizerWeights(config, dict(read_tensors(path.parent, places)))
 
 
 def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> BinaryTokenizer:

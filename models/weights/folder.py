@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from models.layout import SequenceTokens
+from models.tensor_files.json_files import read_json_object
 from models.tensor_files.progress import Progress, silent
 from models.tensor_files.safetensors_files import SafetensorsWriter
 from models.tensor_files.strict import TensorSpec
@@ -197,6 +198,10 @@ class FolderWriter:
         config.dtype = self._dtype
         config.use_cache = True  # switched off for training; whoever generates text wants it
         config.save_pretrained(self._folder)
+        values = read_json_object(self._folder / layout.LLM_CONFIG, "what was written just now")
+        # transformers 5 writes it in `rope_parameters` alone, where 4, the published code's, does not look.
+        base = values.get("rope_theta") or values["rope_parameters"]["rope_theta"]
+        self._write_json(layout.LLM_CONFIG, {**values, "rope_theta": base})
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         (self._folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

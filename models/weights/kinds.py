@@ -12,9 +12,16 @@ from typing import IO, TypeAlias
 
 from torch import Tensor
 
+from models.tensor_files.json_files import read_json_object
 from models.tensor_files.progress import Progress, silent
 from models.tokenizer.files import CONFIG_FILE as TOKENIZER_CONFIG
-from models.tokenizer.files import TokenizerWeights, open_tokenizer, write_tokenizer
+from models.tokenizer.files import (
+    TokenizerWeights,
+    config_beside,
+    open_tokenizer,
+    open_tokenizer_file,
+    write_tokenizer,
+)
 from models.weights import layout
 from models.weights.class_conditional import (
     CONFIG as CLASS_CONDITIONAL_CONFIG,
@@ -37,6 +44,8 @@ Weights: TypeAlias = ModelSource | ClassConditionalWeights | TokenizerWeights
 
 def open_weights(path: Path, heads: int | None = None) -> Weights:
     """Open a folder of safetensors, ours or published, or a published ``.pt``; check it, read no weights yet.
+
+    A tokenizer may also be a published ``NAME.safetensors`` with ``NAME_config.json`` beside it.
 
     heads: attention heads of a class-conditional ``.pt``, where it does not tell and they are not 64 wide.
 
@@ -63,7 +72,13 @@ def open_weights(path: Path, heads: int | None = None) -> Weights:
 
 def _open_file(path: Path, heads: int | None) -> Weights:
     if path.suffix == ".safetensors":
-        raise ValueError(f"{path}: one file of a model; expected its folder, with the configuration")
+        config = config_beside(path)
+        if config.is_file() and "ddconfig" in read_json_object(config, "that of a tokenizer"):
+            return open_tokenizer_file(path)
+        raise ValueError(
+            f"{path}: one file of a model; expected its folder, with the configuration (of a tokenizer, "
+            f"{config.name} beside it will do)"
+        )
     content = read_torch_file(path)
     if any(name in content for name in STATES):
         return class_conditional_from_file(content, str(path), heads)

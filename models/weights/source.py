@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,22 +55,48 @@ def read_folder_config(folder: str | Path) -> TextToImageConfig:
     The tokenizer's downsampling comes from `ae_config.json`; it is 16 where that file is absent.
 
     Raises:
-        ValueError: a config file is absent, malformed, of another kind of model, or does not fit the others.
+        ValueError: config files are absent, malformed or of another kind of model, which is told of all of
+            them together; or they do not fit one another.
     """
     folder = Path(folder)
     if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such folder"
         raise ValueError(
-            f"{folder}: no such folder; expected one with {layout.LLM_CONFIG} and {layout.HEAD_CONFIG}"
+            f"{folder}: {found}; expected a folder with {layout.LLM_CONFIG} and {layout.HEAD_CONFIG}"
         )
-    head_values = read_json_object(folder / layout.HEAD_CONFIG, "that of a text-to-image model")
-    qwen = read_backbone_config(folder / layout.LLM_CONFIG)
+    has_tokenizer = (folder / TOKENIZER_CONFIG).is_file()
+    llm, head, tokenizer = _together(
+        lambda: read_backbone_config(folder / layout.LLM_CONFIG),
+        lambda: _read_head_config(folder / layout.HEAD_CONFIG),
+        lambda: read_tokenizer_config(folder) if has_tokenizer else None,
+    )
     try:
-        head = HeadConfig.from_json(head_values)
-        if not (folder / TOKENIZER_CONFIG).is_file():
-            return TextToImageConfig(qwen, head)
-        return TextToImageConfig(qwen, head, read_tokenizer_config(folder).downsample)
+        if tokenizer is None:
+            return TextToImageConfig(llm, head)
+        return TextToImageConfig(llm, head, tokenizer.downsample)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+
+
+def _together(*reads: Callable[[], Any]) -> list[Any]:
+    """What each of `reads` returns; one ValueError with the messages of all that fail."""
+    results, messages = [], []
+    for read in reads:
+        try:
+            results.append(read())
+        except ValueError as error:
+            messages.append(str(error))
+    if messages:
+        raise ValueError("\n".join(messages))
+    return results
+
+
+def _read_head_config(path: Path) -> HeadConfig:
+    values = read_json_object(path, "that of a text-to-image model")
+    try:
+        return HeadConfig.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def open_folder(folder: str | Path) -> ModelSource:

@@ -8,14 +8,15 @@ from pathlib import Path
 HUB_PREFIX = "hf:"
 # What a published model consists of. Nothing else of a repository is fetched: no code, no pickles.
 FOLDER_FILES = ["*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.jinja"]
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.pt)?")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.(?:pt|safetensors))?")
 
 
 def locate(source: str | Path) -> Path:
     """The local path of ``source``, fetched from the hub where it begins with ``hf:``.
 
-    ``hf:owner/name`` fetches a folder of safetensors and configs; ``hf:owner/name/file.pt`` one file. What
-    has been fetched before is not fetched again.
+    ``hf:owner/name`` fetches a folder of safetensors and configs; ``hf:owner/name/file.pt`` one file, and
+    ``hf:owner/name/file.safetensors`` that with its ``file_config.json``. What has been fetched before is not
+    fetched again.
 
     Raises:
         ValueError: nothing is there, the name is malformed, or the hub cannot be reached.
@@ -28,7 +29,9 @@ def locate(source: str | Path) -> Path:
         return path
     name = text.removeprefix(HUB_PREFIX)
     if not _HUB_NAME.fullmatch(name) or ".." in name:
-        raise ValueError(f"{text}: expected hf:owner/name, or hf:owner/name/file.pt for one file of it")
+        raise ValueError(
+            f"{text}: expected hf:owner/name, or hf:owner/name/file.pt (or .safetensors) for one file of it"
+        )
     owner, repository, *rest = name.split("/", 2)
     return Path(_fetch(f"{owner}/{repository}", rest[0] if rest else None))
 
@@ -39,6 +42,8 @@ def _fetch(repository: str, file: str | None) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
+        if file is not None and file.endswith(".safetensors"):
+            hf_hub_download(repository, f"{file.removesuffix('.safetensors')}_config.json")
         if file is not None:
             return str(hf_hub_download(repository, file))
         return str(snapshot_download(repository, allow_patterns=FOLDER_FILES))

@@ -198,10 +198,11 @@ def test_a_compiled_net_is_what_samples(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("rows", "options", "found"),
     [
-        (4, {"guidance": 0.5}, "guidance: found 0.5"),
+        (4, {"guidance": 0.5}, "guidance is 0.5"),
         (3, {"guidance": 2.0}, "found 3 rows"),
-        (4, {"sampler": "heun"}, "sampler: found 'heun'"),
-        (4, {"steps": 0}, "steps: found 0"),
+        (4, {"sampler": "heun"}, "sampler is 'heun'"),
+        (4, {"steps": 0}, "steps is 0"),
+        (4, {"steps": 2.0, "generator": 1}, "steps is 2.0: .*; generator is 1"),
     ],
 )
 def test_sampling_refuses(rows: int, options: dict[str, object], found: str) -> None:
@@ -213,6 +214,9 @@ def test_wrong_shapes_are_named() -> None:
     head, (target, cond) = DiffusionHead(T2I), inputs(T2I, 2)
     with pytest.raises(ValueError, match=r"condition of the head: found shape \[2, 4, 23\]"):
         head.sample(cond[..., :23], steps=2)
+    for wrong, found in ((cond.tolist(), "found list"), (cond.to(torch.int64), "found torch.int64")):
+        with pytest.raises(ValueError, match=f"{found}, expected a tensor of floats"):
+            head.sample(wrong, steps=2)
     with pytest.raises(ValueError, match=r"target of the head's loss: found shape \[1, 4, 8\]"):
         head.loss(target[:1], cond)
     with pytest.raises(ValueError, match=r"t of the head's loss: found shape \[3\], expected \[2\]"):
@@ -228,6 +232,10 @@ def test_a_config_lists_all_its_problems() -> None:
 
 def test_config_survives_json() -> None:
     assert HeadConfig.from_json(T2I.to_json()) == T2I
+    assert HeadConfig.from_json(T2I.to_json() | {"grad_checkpointing": True}) == T2I
+    needed = ("ch_target", "ch_cond", "ch_latent", "depth_latent", "depth_adanln", "parallel_num")
+    bare = HeadConfig.from_json({name: T2I.to_json()[name] for name in needed})
+    assert (bare.P_mean, bare.P_std, bare.use_swiglu) == (0.0, 1.0, False), "as the published code reads it"
     assert "variant" not in T2I.to_json()
     with pytest.raises(ValueError, match=r"missing keys \['ch_cond'\], unknown keys \['ch_condition'\]"):
         values = T2I.to_json()

@@ -74,6 +74,16 @@ def test_pt_files_in_and_out(tmp_path: Path) -> None:
     assert "published as a .pt" in str(failure("export", tmp_path / "ae", tmp_path / "folder"))
 
 
+def test_a_tokenizer_published_as_safetensors(tmp_path: Path) -> None:
+    """`NAME.safetensors` with `NAME_config.json` beside it, and others of the kind in the same folder."""
+    for name, bits in (("ae_d16c32", 32), ("ae_d16c16", 16)):
+        folder = cases.tokenizer_folder(tmp_path / "made", bits)
+        (folder / "ae.safetensors").rename(tmp_path / f"{name}.safetensors")
+        (folder / "ae_config.json").rename(tmp_path / f"{name}_config.json")
+    assert run("import", tmp_path / "ae_d16c32.safetensors", tmp_path / "ours").exit_code == 0
+    cases.assert_same(load_tokenizer(tmp_path / "ours"), cases.binary_tokenizer())
+
+
 def test_class_conditional_weights_show_how_far_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +141,7 @@ def test_mistakes_end_in_one_message_and_leave_nothing(tmp_path: Path) -> None:
         (("import", tmp_path / "empty", new), DataError, f"name {tmp_path / 'empty' / 'export'}"),
         (("import", tmp_path / "bad.pt", new), DataError, "'x' (int)"),
         (("import", tmp_path / "ours" / "projector.safetensors", new), DataError, "expected its folder"),
+        (("import", tmp_path / "ours" / "vision_head.safetensors", new), DataError, "expected its folder"),
         (("import", tmp_path / "ae.pt", new, "--patch", "8"), RecipeError, "--patch is for text-to-image"),
         (("import", tmp_path / "ae.pt", tmp_path / "full"), RecipeError, "full exists already"),
         (("export", tmp_path / "nowhere", new), DataError, "nowhere: no such file or folder"),

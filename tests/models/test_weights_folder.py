@@ -9,6 +9,7 @@ import pytest
 import tiny_models as cases
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3ForCausalLM
 
 from models.tensor_files.safetensors_files import Place, SafetensorsWriter
 from models.tensor_files.strict import specs_in
@@ -214,11 +215,16 @@ def test_a_wrong_config_value_is_named(tmp_path: Path, file: str, changes: dict,
 
 
 NO_COUNT = (None, -1, 0, 1.5, "x", [], {}, True, 10**30, 1e400)
-NO_POSITIVE = (None, -1, 0, "x", [], {}, True, 1e400)
+NO_POSITIVE = (None, -1, 0, "x", [], {}, True, 1e400, 10**400)
 WRONG_VALUES: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "head_dim"), NO_COUNT),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), NO_COUNT),
-    "max_position_embeddings": NO_COUNT[:-2],
+    "max_position_embeddings": (*NO_COUNT, 10**400),
+    "pad_token_id": ("x", -1, 1.0, True, ROWS, 10**400),
+    "bos_token_id": ("x", -1, [1], ROWS),
+    "attention_dropout": ("x", -0.1, 1.0, True),
+    "initializer_range": NO_POSITIVE,
+    "max_window_layers": ("x", -1, 1.5, 10**400),
     "rms_norm_eps": NO_POSITIVE,
     "rope_theta": NO_POSITIVE,
     "rope_parameters": ("x", [], {"rope_type": "yarn", "factor": 4.0}, {"rope_theta": 1.0}),
@@ -228,7 +234,7 @@ WRONG_VALUES: dict[str, tuple[object, ...]] = {
     "layer_types": ("x", ["full_attention"], ["sliding_attention"] * 2),
     "attention_bias": (None, "x", 1),
     "tie_word_embeddings": (None, "x", 0),
-    "eos_token_id": ("x", [1.5]),
+    "eos_token_id": ("x", [1.5], -1, True, ROWS, [1, ROWS], [1, 10**400]),
 }
 
 
@@ -266,11 +272,18 @@ def test_all_wrong_values_are_told_at_once(tmp_path: Path) -> None:
         "- rms_norm_eps is 'y'; expected a valid number",
     ):
         assert line in str(caught.value)
-    edit(
-        tmp_path / "config.json", num_attention_heads=3, hidden_act="silu", rms_norm_eps=1e-6, layer_types=[]
-    )
+    edit(tmp_path / "config.json", num_attention_heads=3, layer_types=[], eos_token_id=[1, 10**6])
+    edit(tmp_path / "vision_head_config.json", ch_latent=-1)
     with pytest.raises(ValueError) as caught:
         open_folder(tmp_path)
+    for line in (
+        "- hidden_act is 'x'",
+        f"- eos_token_id is [1, 1000000]; expected less than vocab_size = {ROWS}",
+        f"{tmp_path / 'vision_head_config.json'}: this head cannot be built:\n- ch_latent is -1",
+    ):
+        assert line in str(caught.value), (
+            "what files and fields say, right ones and wrong ones, in one message"
+        )
     assert "num_attention_heads is 3; expected a multiple of num_key_value_heads = 2" in str(caught.value)
     assert "layer_types names 0 layers; expected num_hidden_layers = 2" in str(caught.value)
 
@@ -295,9 +308,10 @@ def test_other_wrong_types_are_refused_by_name(tmp_path: Path, file: str, change
 
 PUBLISHED = {  # as in the published 0.6B, but for what the tiny model's tensors decide
     "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
+    "bos_token_id": 43,
+    "eos_token_id": [45, 43],
     "initializer_range": 0.02,
+    "pad_token_id": 43,
     "max_window_layers": 28,
     "rope_scaling": None,
     "sliding_window": None,
@@ -321,10 +335,32 @@ def test_the_forms_of_transformers_4_and_5_are_read_alike(tmp_path: Path, rope: 
     }
     path.write_text(json.dumps(values | PUBLISHED | forms[rope]))
     source = open_folder(tmp_path)
-    assert source.config.llm.eos_token_id == 151645
     model = build_model(source)
+    assert model.llm.model.embed_tokens.padding_idx is None, "every row learns"
     frequencies = model.llm.model.rotary_emb.inv_freq
     assert torch.allclose(frequencies, 1_000_000.0 ** -(torch.arange(0, 16, 2) / 16))
+
+
+def test_an_export_hands_on_what_others_read(tmp_path: Path) -> None:
+    """Of the fields that nothing here computes with, the ones that transformers knows; never code to run."""
+    saved(tmp_path / "a")
+    handed_on = {
+        "pad_token_id": 4,
+        "bos_token_id": 5,
+        "eos_token_id": [5, 6],
+        "initializer_range": 0.5,
+        "attention_dropout": 0.25,
+        "max_window_layers": 7,
+    }
+    edit(tmp_path / "a" / "config.json", **handed_on, auto_map={"AutoModel": "evil--code.Model"})
+    write_source(open_folder(tmp_path / "a"), tmp_path / "b")
+    values = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert {name: values[name] for name in handed_on} == handed_on
+    assert "auto_map" not in values
+    llm = Qwen3ForCausalLM.from_pretrained(tmp_path / "b")
+    assert llm.config.rope_theta == values["rope_theta"] == 10_000.0
+    assert llm.model.embed_tokens.padding_idx == 4
+    assert torch.equal(llm.lm_head.weight, load_folder(tmp_path / "a").model.llm.lm_head.weight)
 
 
 def test_a_copy_of_tied_embeddings_is_accepted_only_where_it_is_one(tmp_path: Path) -> None:

@@ -177,6 +177,23 @@ def test_only_weights_and_configs_are_fetched_from_the_hub(
     assert not any(pattern in ("*", "*.py", "*.bin", "*.pt", "*.pkl") for pattern in patterns)
 
 
+def test_a_tokenizer_is_fetched_from_the_hub_with_its_config(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def download(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert locate("hf:owner/name/ae_d16c32.safetensors") == tmp_path / "ae_d16c32.safetensors"
+    assert asked == [
+        ("owner/name", "ae_d16c32_config.json"),
+        ("owner/name", "ae_d16c32.safetensors"),
+    ]
+
+
 def sharded(folder: Path) -> Path:
     model = cases.text_to_image(len(TOKENIZER))
     writer = FolderWriter(folder, model.config, stored_specs(model), shard_bytes=40_000)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foundation.errors import Problems, RecipeError
+from foundation.errors import DataError, Problems, RecipeError
 from foundation.progress import say
 from models.flow_settings import FlowSettings
 
@@ -47,11 +47,19 @@ def generate(
 
     For example: bitdance generate runs/quickstart/distill/export --size 256x256 -p "A cup of coffee"
 
-    A picture that this command has made already, with the same settings and weights, is not made again.
+    A picture that this command has made already, with the same settings and weights, is not made again; a
+    file that it has not made is never overwritten.
     """
     _refuse_options(prompt, size, sampler, dtype, device, output)
     height, width = map(int, size.lower().split("x"))
-    from evaluation.picture_files import PictureRequest, picture_name, picture_settings, source_of, up_to_date
+    from evaluation.picture_files import (
+        PictureRequest,
+        picture_name,
+        picture_settings,
+        refuse_foreign,
+        source_of,
+        up_to_date,
+    )
     from evaluation.recipes import Sampling
 
     settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "seed": seed}
@@ -65,6 +73,7 @@ def generate(
             say(f"nothing to do: {', '.join(map(str, paths))} made with these settings already")
         else:
             todo.append(PictureRequest(text, paths, note))
+    refuse_foreign(path for request in todo for path in request.paths)
     if todo:
         _generate(model, tokenizer, todo, (height, width), sampling, device, dtype)
 
@@ -111,13 +120,16 @@ def _generate(
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     try:
         generator = PictureGenerator(model, tokenizer, device, getattr(torch, dtype))
+    except ValueError as error:  # what models/ says of a folder
+        raise DataError(str(error)) from error
+    try:
         generator.check([request.prompt for request in todo], *size, sampling)
         say(f"{model}: {device}, {dtype}, {describe_attention(torch.device(device).type)}")
         for request in todo:
             generate_files(generator, request, size, sampling)
             for path in request.paths:
                 say(f"wrote {path}")
-    except ValueError as error:  # what models/ says of a folder, a size or a prompt
+    except ValueError as error:  # what models/ says of a size or a prompt
         raise RecipeError(str(error)) from error
 
 
@@ -142,8 +154,8 @@ def compare(
 
     try:
         run(loaded)
-    except ValueError as error:  # what models/ says of a folder
-        raise RecipeError(str(error)) from error
+    except ValueError as error:  # what models/ says of a folder, or of captions and sizes that it cannot have
+        raise DataError(str(error)) from error
 
 
 @app.command()

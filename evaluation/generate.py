@@ -14,11 +14,14 @@ from evaluation.picture_files import PictureRequest, write_picture
 from evaluation.recipes import Sampling
 from foundation.errors import RecipeError
 from foundation.progress import track
+from models.checks import is_count
 from models.flow_settings import FlowSettings
 from models.generation import Progress, check_request
 from models.layout import from_patch_raster
 from models.tokenizer import BinaryTokenizer, load_tokenizer, to_uint8
-from models.weights import load_folder
+from models.weights import ModelSource, build_model
+from models.weights.class_conditional import ClassConditionalWeights
+from models.weights.kinds import describe, open_weights
 
 # B pictures, C bits per token, h, w token grid
 
@@ -34,7 +37,8 @@ class PictureGenerator:
 
     Raises:
         RecipeError: no binary tokenizer in either place, or one of other bits than the model's.
-        ValueError: the folder is not a text-to-image model (see `models.weights.load_folder`).
+        ValueError: the folder is not there, or no whole text-to-image model (`models.weights.open_folder`),
+            or the tokenizer's is no whole tokenizer.
     """
 
     def __init__(
@@ -44,12 +48,12 @@ class PictureGenerator:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        loaded = load_folder(folder, dtype=dtype, device=device)
-        self.model = loaded.model.eval()
+        source = _text_to_image(folder)
+        self.model = build_model(source, dtype, device)
         if torch.device(device).type == "cuda":
             self.model.compile_for_sampling()
-        self.text_tokenizer, self.tokens = loaded.text_tokenizer, loaded.tokens
-        place = tokenizer or loaded.tokenizer_folder
+        self.text_tokenizer, self.tokens = source.text_tokenizer, source.tokens
+        place = tokenizer or source.tokenizer_folder
         if place is None:
             raise RecipeError(
                 f"{folder} holds no binary tokenizer (ae.safetensors): name one with --tokenizer"
@@ -71,7 +75,8 @@ class PictureGenerator:
         A size that doesn't fit, an empty prompt, one beyond the context.
         """
         ids = [self._prompt_ids(prompt) for prompt in prompts]
-        check_request(self.model, ids, self._grid(height, width), pictures, _flow(sampling))
+        grid = self._grid(height, width)
+        check_request(self.model, self.tokens, ids, grid, pictures, _flow(sampling))
 
     def bits(
         self,
@@ -123,7 +128,7 @@ class PictureGenerator:
         """The size in tokens."""
         downsample = self.tokenizer.config.downsample
         side = downsample * self.model.config.p
-        if height % side or width % side:
+        if not (is_count(height) and is_count(width)) or height % side or width % side:
             raise ValueError(
                 f"the size {height}x{width}: sides of this model's pictures are multiples of {side} pixels"
             )
@@ -131,8 +136,27 @@ class PictureGenerator:
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Ids of the conditional prompt; none at all where the caption is blank, which `generate` refuses."""
+        if not isinstance(prompt, str):
+            raise ValueError(f"a prompt is {prompt!r}: expected text")
         caption = self.text_tokenizer(prompt.strip() and prompt, add_special_tokens=False)["input_ids"]
         return self.tokens.prompt(caption) if caption else []
+
+
+def _text_to_image(place: Path) -> ModelSource:
+    """The model in a folder, checked; ValueError says what is there instead, and what to do with it."""
+    if not place.exists():
+        raise ValueError(f"{place}: no such folder; expected an export of training, or a published model")
+    weights = open_weights(place)
+    if isinstance(weights, ModelSource):
+        return weights
+    in_python = (
+        "; a class-conditional one draws classes, in Python: `bitdance import` makes a folder of it for "
+        "models.weights.class_conditional.load_class_conditional, and models.class_conditional.sample draws"
+    )
+    raise ValueError(
+        f"{place} is a {describe(weights)}. Prompts are painted by a text-to-image model"
+        + (in_python if isinstance(weights, ClassConditionalWeights) else "")
+    )
 
 
 def _flow(sampling: Sampling) -> FlowSettings:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from evaluation.recipes import Sampling
+from foundation.errors import Problems, RecipeError
 from foundation.files import atomic_write
 
 NOTE = "bitdance"  # the PNG's text chunk
@@ -72,12 +75,24 @@ def write_picture(path: Path, picture: Image.Image, settings: dict[str, Any]) ->
 
 def up_to_date(path: Path, settings: dict[str, Any]) -> bool:
     """Whether `path` is a whole picture that was made with these settings."""
-    if not path.exists():
-        return False
+    return _note(path, whole=True) == json.dumps(settings, sort_keys=True)
+
+
+def refuse_foreign(paths: Iterable[Path]) -> None:
+    """RecipeError, naming all of them, where something is there that `write_picture` has not written."""
+    problems = Problems()
+    for path in paths:
+        if os.path.lexists(path) and _note(path) is None:
+            problems.add(str(path), "is no picture that was made here", "move it, or name another --output")
+    problems.raise_if_any(RecipeError, "Files that are there already would be overwritten")
+
+
+def _note(path: Path, whole: bool = False) -> object:
+    """The settings in a PNG that was made here, else None; with `whole` the pixels must be there too."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            picture.load()  # a text chunk may stand behind the pixels
-            made_with = picture.info.get(NOTE)
-    except (OSError, SyntaxError):  # what Pillow raises of a broken PNG: it is made again
-        return False
-    return bool(made_with == json.dumps(settings, sort_keys=True))
+            if whole:
+                picture.load()
+            return picture.info.get(NOTE)
+    except (OSError, SyntaxError):  # what Pillow raises of a broken PNG
+        return None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 import tiny_models as cases
 from PIL import Image
 from small_stage import make_inputs
+from typer.testing import CliRunner
 
+from bitdance import app
 from data_pipeline.latents import LatentDataset
 from evaluation.comparison import make_comparison
 from evaluation.generate import PictureGenerator
 from evaluation.recipes import ComparedModel, CompareRecipe, Sampling
 from foundation.errors import DataError, RecipeError
+from foundation.recipes import resolved_yaml
 from models.weights import save_folder
 
 BITS, GRID, SIDE, SAMPLES = 8, 8, 128, 3
@@ -118,3 +122,14 @@ def test_another_tokenizer_is_refused(inputs: Path, tmp_path: Path) -> None:
     other = cases.tokenizer_folder(tmp_path / "other", bits=BITS)
     with pytest.raises(RecipeError, match="is not the tokenizer that made"):
         make_comparison(recipe_of(inputs, tmp_path / "out", tokenizer=other), {})
+
+
+def test_a_damaged_tokenizer_is_bad_data(inputs: Path, tmp_path: Path) -> None:
+    """As the command ends, with the message of models/."""
+    path = tmp_path / "ae" / "ae.safetensors"
+    shutil.copytree(inputs / "tokenizer", path.parent)
+    path.write_bytes(path.read_bytes()[:1000])
+    recipe = recipe_of(inputs, tmp_path / "out", tokenizer=path.parent)
+    (tmp_path / "compare.yaml").write_text(resolved_yaml(recipe))
+    error = CliRunner().invoke(app, ["compare", str(tmp_path / "compare.yaml")]).exception
+    assert isinstance(error, DataError) and f"{path}: not a whole safetensors file" in str(error)

@@ -1,5 +1,6 @@
 """A prompt becomes the sequence of training, and the bits the plain raster that the decoder reads."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from typer.testing import CliRunner
 
 from bitdance import app
 from evaluation.generate import PictureGenerator
+from evaluation.picture_files import picture_name, write_picture
 from evaluation.recipes import Sampling
-from foundation.errors import RecipeError
+from foundation.errors import DataError, RecipeError
 from models.flow_settings import FlowSettings
 from models.weights import save_folder
+from models.weights.class_conditional import save_class_conditional
 
 TOKENIZER = cases.text_tokenizer(4)
 CAPTION = "a cat on a red sofa"
@@ -151,7 +154,66 @@ def test_a_broken_tokenizer_is_named(folder: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     command = ["generate", str(folder), "-p", CAPTION, "--size", "64x64", "--tokenizer", str(ae)]
     result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out")])
-    assert isinstance(result.exception, RecipeError) and f"{path}: not a whole safetensors file" in str(
+    assert isinstance(result.exception, DataError) and f"{path}: not a whole safetensors file" in str(
         result.exception
     )
     assert not result.stdout, "nothing is announced that is not done"
+
+
+def test_what_is_no_text_to_image_model_is_named(tmp_path: Path) -> None:
+    """With the exit code of data, as `compare` and `import` end where a model is missing or damaged."""
+    save_class_conditional(cases.class_conditional(), tmp_path / "classes")
+    torch.save({"ema": cases.class_conditional().state_dict()}, tmp_path / "cc.pt")
+    cases.tokenizer_folder(tmp_path / "ae")
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    in_python = "models.class_conditional.sample draws"
+    for name, messages in {
+        "nope": ("nope: no such folder; expected an export of training",),
+        "classes": ("is a class-conditional model: ", "`bitdance import`", in_python),
+        "cc.pt": ("is a class-conditional model: ", "`bitdance import`", in_python),
+        "ae": ("is a binary tokenizer: ", "painted by a text-to-image model"),
+        "run": (f"name {tmp_path / 'run' / 'export'}",),
+    }.items():
+        command = ["generate", str(tmp_path / name), "-p", CAPTION, "-o", str(tmp_path / "out")]
+        error = CliRunner().invoke(app, command).exception
+        assert isinstance(error, DataError) and error.exit_code == 65
+        assert all(message in str(error) for message in messages), str(error)
+
+
+def test_damaged_weights_are_bad_data(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "vision_head.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    command = ["generate", str(tmp_path / "model"), "-p", CAPTION, "-o", str(tmp_path / "out")]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, DataError) and f"{path}: not a whole safetensors file" in str(error)
+
+
+def test_a_file_of_the_user_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    """Whatever it is; pictures that were made here, with other settings, are made anew."""
+    prompts = ("a cat", "a dog", "a cup")
+    mine = [tmp_path / picture_name(prompt, 0, 0) for prompt in prompts]
+    Image.new("RGB", (64, 64), "red").save(mine[0])
+    mine[1].write_text("notes")
+    write_picture(mine[2], Image.new("RGB", (64, 64)), {"made": "with other settings"})
+    before = [path.read_bytes() for path in mine]
+    options = ["--size", "64x64", "--steps", "1", "-o", str(tmp_path)]
+    command = ["generate", str(folder), *options, *(word for prompt in prompts for word in ("-p", prompt))]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, RecipeError) and "(2 problems)" in str(error)
+    assert str(mine[0]) in str(error) and str(mine[1]) in str(error) and str(mine[2]) not in str(error)
+    assert [path.read_bytes() for path in mine] == before
+    done = CliRunner().invoke(app, ["generate", str(folder), *options, "-p", prompts[2]])
+    assert done.exit_code == 0 and mine[2].read_bytes() != before[2]
+
+
+def test_requests_of_other_types_are_refused(folder: Path) -> None:
+    generator = PictureGenerator(folder)
+    for prompt, height, message in (
+        (None, 64, "a prompt is None: expected text"),
+        (CAPTION, "64", "the size 64x64: sides"),
+        (CAPTION, 64.0, "the size 64.0x64: sides"),
+        (CAPTION, 0, "the size 0x64: sides"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generator.bits(prompt, height, 64, SAMPLING)  # type: ignore[arg-type]

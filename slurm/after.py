@@ -23,7 +23,7 @@ import yaml
 from foundation.errors import ExitCode
 from foundation.progress import say
 from slurm.controller import SlurmError, expand_nodes, fields, is_live, patiently
-from slurm.history import JobFolder
+from slurm.history import COMMENT, JobFolder
 from trainer.checkpoint_files import committed
 from trainer.run_folder import RunFolder, makes_no_progress
 
@@ -43,6 +43,7 @@ class Start:
         restart: how many starts of the job were before it.
         nodes: as Slurm abbreviates them.
         code: exit code of the job's step.
+        count: how many nodes.
     """
 
     job: int
@@ -50,6 +51,7 @@ class Start:
     nodes: str
     code: int
     name: str = ""
+    count: int = 1
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], code: int) -> Start:
@@ -58,7 +60,7 @@ class Start:
         job, nodes = environment["SLURM_JOB_ID"], environment["SLURM_JOB_NODELIST"]
         element = environment.get("SLURM_ARRAY_TASK_ID")
         name = job if element is None else f"{environment['SLURM_ARRAY_JOB_ID']}_{element}"
-        return cls(int(job), restart, nodes, code, name)
+        return cls(int(job), restart, nodes, code, name, int(environment.get("SLURM_JOB_NUM_NODES", "1")))
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
     if start.code in FINAL:
         return Decision(False, start.code, FINAL[ExitCode(start.code)])
     bad = dict(BAD_NODE.findall(log))
+    if len(bad) == start.count > 1 and len(set(bad.values())) == 1:
+        return Decision(False, ExitCode.RECIPE, f"all {start.count} nodes say: {next(iter(bad.values()))}")
     if bad:
         return Decision(True, ExitCode.REQUEUE, "; ".join(f"{n}: {r}" for n, r in bad.items()), tuple(bad))
     if run is None or history is None:
@@ -149,16 +153,23 @@ def main(arguments: list[str] | None = None) -> int:
     cancelled = history is not None and any(line["job"] == start.job for line in history.lines("cancel"))
     if cancelled and decision.again:
         decision = Decision(False, ExitCode.REQUEUE, "saved and cancelled, as asked")
-    if run is not None and history is not None:
-        where = {"nodes": start.nodes, "restart": start.restart, "step": committed_step(run)}
+    traces = history or traces_of(start, job)
+    if traces is not None:
+        where = {"nodes": start.nodes, "restart": start.restart, "step": committed_step(run) if run else None}
         what = {"code": start.code, "again": decision.again, "why": decision.why}
-        history.note("end", start.job, **where, **what, without=list(decision.without))
+        traces.note("end", start.job, **where, **what, without=list(decision.without))
     say(f"bitdance: {'again' if decision.again else 'the end'}: {decision.why}")
     if cancelled:
         patiently(CONTROLLER_AWAY_SECONDS, "scancel", start.name)
     elif decision.again and is_live(job) and job["JobState"] == "RUNNING":
         run_again(start, job, decision)
     return decision.code
+
+
+def traces_of(start: Start, job: Mapping[str, str]) -> JobFolder | None:
+    """Where the end of a data job is written down; an array's elements, thousands maybe, have logs only."""
+    _, ours, path = job.get("Comment", "").partition(COMMENT)
+    return JobFolder(Path(path)) if ours and start.name == str(start.job) else None
 
 
 def run_of(recipe: str, overrides: Sequence[str]) -> Path | None:

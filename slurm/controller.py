@@ -11,6 +11,7 @@ from foundation.errors import RecipeError
 
 ENDED = frozenset(
     {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL"}
+    | {"PREEMPTED"}  # for good: one that is to run again is pending
 )
 _FIELD = re.compile(r"(?:^| )([A-Za-z][A-Za-z/:]*)=")  # of `scontrol --oneliner`; values may contain spaces
 
@@ -75,15 +76,14 @@ def show(entity: str, name: str = "") -> list[dict[str, str]]:
     return [fields(line) for line in output.splitlines() if "=" in line]
 
 
-def show_job(number: int) -> dict[str, str] | None:
-    """A job; None where the controller knows it no more."""
-    found = show("job", str(number))
-    return found[0] if found else None
+def live(number: int) -> list[dict[str, str]]:
+    """A job, or an array's elements, where it is waiting, running or about to run again."""
+    return [job for job in show("job", str(number)) if is_live(job)]
 
 
-def is_live(job: dict[str, str] | None) -> bool:
+def is_live(job: dict[str, str]) -> bool:
     """Whether a job is waiting, running or about to run again."""
-    return job is not None and job["JobState"] not in ENDED
+    return job["JobState"] not in ENDED
 
 
 def patiently(seconds: float, *command: str) -> str:

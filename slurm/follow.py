@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import getpass
 import json
-import shutil
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +16,19 @@ import yaml
 from data_pipeline.status import read_status
 from foundation.errors import DataError
 from foundation.progress import say
-from slurm.controller import ENDED, SlurmError, is_live, missing_commands, show, show_job, slurm
-from slurm.history import JobFolder
+from slurm.controller import live, missing_commands, show, slurm
+from slurm.history import COMMENT, JobFolder
+from slurm.states import job_in_focus, state_of
 from trainer.checkpoint_files import committed
 from trainer.run_folder import RunFolder
 
-COMMENT = "bitdance "  # what a job's comment begins with; its run's folder follows
 TAIL_BYTES = 1 << 16
 REASONS = {
     "Priority": "others come first",
     "Resources": "waits for nodes to become free",
     "Dependency": "waits for the job before it",
     "DependencyNeverSatisfied": "the job before it has failed",
+    "JobArrayTaskLimit": "as many of its tasks run as may at a time (ARRAY_AT_ONCE)",
     "BeginTime": "was just put back into the queue",
     "JobHeldUser": "held; `scontrol release {job}` lets it go on",
     "launch_failed_requeued_held": "a node could not start it; `scontrol release {job}` lets it go on",
@@ -58,13 +58,12 @@ class Row:
 
 
 def rows(roots: Iterable[Path]) -> list[Row]:
-    """A row for each run and dataset below ``roots`` that was ever submitted, and for each of one's jobs."""
+    """A row for each run and dataset that was submitted: those below ``roots``, and those of one's jobs."""
     found = {folder.path.resolve(): folder for root in roots for folder in job_folders(root)}
     for job in _own_jobs():
-        output = Path(job["Comment"].removeprefix(COMMENT))
-        for folder in (JobFolder.of_run(output), JobFolder.beside(output)):
-            if folder.history.exists():
-                found.setdefault(folder.path.resolve(), folder)
+        folder = JobFolder(Path(job["Comment"].removeprefix(COMMENT)))
+        if folder.history.exists():
+            found.setdefault(folder.path.resolve(), folder)
     return [_row(folder) for _, folder in sorted(found.items())]
 
 
@@ -82,8 +81,8 @@ def _own_jobs() -> list[dict[str, str]]:
 
 
 def _row(folder: JobFolder) -> Row:
-    number = folder.last_job()
-    job = _state_of(number, folder) if number is not None else {}
+    number = job_in_focus(folder)
+    job = state_of(number, folder) if number is not None else {}
     waiting = job.get("JobState") == "PENDING"
     reason = job.get("Reason", "").partition(",")[0]
     last = (folder.lines("end") or [{"why": ""}])[-1]
@@ -99,54 +98,6 @@ def _row(folder: JobFolder) -> Row:
         "why": "" if job.get("JobState") == "RUNNING" else why,
     }
     return Row(**common, **(_of_run(output) if folder.path.name == "slurm" else _of_dataset(output)))
-
-
-def _state_of(number: int, folder: JobFolder) -> dict[str, str]:
-    """What Slurm knows of a job; where it has forgotten it, what sacct or the job's own history says."""
-    if missing_commands():
-        jobs: list[dict[str, str]] = []
-    else:
-        jobs = show("job", str(number))
-    if len(jobs) > 1:
-        return _of_array(jobs)
-    if jobs:
-        return jobs[0]
-    return _accounted(number) or _remembered(number, folder)
-
-
-def _of_array(jobs: list[dict[str, str]]) -> dict[str, str]:
-    """An array's elements as one: how many are in which state."""
-    counts = Counter[str]()
-    for job in jobs:
-        low, _, high = job.get("ArrayTaskId", "0").partition("%")[0].rpartition("-")
-        waiting_together = job["JobState"] == "PENDING" and low.isdecimal() and high.isdecimal()
-        counts[job["JobState"]] += int(high) - int(low) + 1 if waiting_together else 1
-    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    live = next((job for job in jobs if is_live(job)), jobs[0])
-    restarts = str(sum(int(job["Restarts"]) for job in jobs))
-    return live | {"JobState": states, "NodeList": "", "Restarts": restarts}
-
-
-def _accounted(number: int) -> dict[str, str]:
-    """A job as the accounting database knows it; nothing where there is none."""
-    if shutil.which("sacct") is None:
-        return {}
-    try:
-        text = slurm("sacct", "-n", "-P", "-X", "-j", str(number), "-o", "State,NodeList")
-    except SlurmError:
-        return {}
-    line = next(iter(text.splitlines()), "")
-    state, _, nodes = line.partition("|")
-    return {"JobState": state.split(" ")[0], "NodeList": nodes} if state else {}
-
-
-def _remembered(number: int, folder: JobFolder) -> dict[str, str]:
-    ends = [line for line in folder.lines("end") if line["job"] == number]
-    starts = [line for line in folder.lines("start") if line["job"] == number]
-    if not ends:
-        return {"JobState": "UNKNOWN", "Restarts": str(max(0, len(starts) - 1))}
-    state = "COMPLETED" if ends[-1]["code"] == 0 else "ENDED"
-    return {"JobState": state, "NodeList": ends[-1]["nodes"], "Restarts": str(ends[-1]["restart"])}
 
 
 def _of_run(path: Path) -> dict[str, str]:
@@ -235,11 +186,14 @@ def log_path(output: Path, rank: int | None) -> Path:
         path = RunFolder(output).logs / f"rank-{rank}.log"
     else:
         folder = folder_of(output)
-        number = folder.last_job()
-        parts = sorted(folder.path.glob(f"{number}_*.log"), key=lambda path: path.stat().st_mtime)
-        path = parts[-1] if parts else folder.path / f"{number}.log"
+        names = [name for number in folder.jobs() for name in (f"{number}.log", f"{number}_*.log")]
+        logs = [path for name in names for path in folder.path.glob(name)]
+        path = max(logs, key=lambda path: path.stat().st_mtime, default=folder.path / names[0])
     if not path.exists():
-        raise DataError(f"{path} does not exist: the job has not started yet (`bitdance jobs` says why)")
+        raise DataError(
+            f"{path} does not exist: the job has not started yet (`bitdance jobs` says why), or was given to "
+            "plain sbatch, and its log is where its script says"
+        )
     return path
 
 
@@ -250,7 +204,7 @@ def folder_of(output: Path) -> JobFolder:
         DataError: none was ever submitted.
     """
     for folder in (JobFolder.of_run(output), JobFolder.beside(output)):
-        if folder.history.exists():
+        if folder.jobs():
             return folder
     raise DataError(f"{output} was never submitted: it has no slurm/history.jsonl")
 
@@ -269,7 +223,7 @@ def follow(path: Path, lines: int, on: bool) -> None:
 
 
 def cancel(output: Path, patience: float) -> None:
-    """End the latest job of a run: a running stage saves first.
+    """End what is live of a run's or dataset's jobs: a running stage saves first.
 
     Args:
         patience: seconds to wait for the save; the job saves and ends also if nobody waits.
@@ -278,22 +232,25 @@ def cancel(output: Path, patience: float) -> None:
         DataError: no job of the run is live.
     """
     folder = folder_of(output)
-    number = folder.last_job()
-    job = show_job(number) if number is not None else None
-    if number is None or job is None or not is_live(job):
+    jobs = {number: found[0] for number in folder.jobs() if (found := live(number))}
+    if not jobs:
         raise DataError(f"{output}: no job of it is in the queue")
-    folder.note("cancel", number)
-    if job["JobState"] != "RUNNING" or folder.path.name != "slurm":
-        slurm("scancel", str(number))
-        say(f"job {number} is cancelled; what is done stays done")
-        return
+    for number, job in jobs.items():
+        folder.note("cancel", number)
+        if job["JobState"] == "RUNNING" and folder.path.name == "slurm":
+            _save_and_end(number, RunFolder(output), patience)
+        else:
+            slurm("scancel", str(number))
+            say(f"job {number} is cancelled; what is done stays done")
+
+
+def _save_and_end(number: int, run: RunFolder, patience: float) -> None:
     slurm("scancel", "--batch", "--signal=USR1", str(number))
     say(f"job {number} ends its step, saves, and is cancelled then")
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        job = show_job(number)
-        if job is None or job["JobState"] in ENDED:
-            newest = committed(RunFolder(output))
+        if not live(number):
+            newest = committed(run)
             saved = f"step {newest[0][0]} is saved" if newest else "it had not come to its first step"
             say(f"job {number} has ended: {saved}; submit the recipe again and it goes on from there")
             return

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+COMMENT = "bitdance "  # what a job's comment begins with; the path of its `JobFolder` follows
+
 
 @dataclass(frozen=True)
 class JobFolder:
@@ -31,8 +33,11 @@ class JobFolder:
 
     @classmethod
     def beside(cls, output: str | Path) -> JobFolder:
-        """Of a data job: beside its output, since that folder belongs to the recipe alone."""
-        output = Path(output)
+        """Of a data job: beside its output, since that folder belongs to the recipe alone; where that is in
+        an object store, below `data/`.
+        """
+        _, remote, name = str(output).partition("://")
+        output = Path("data") / name if remote else Path(output)
         return cls(output.with_name(f"{output.name}.slurm"))
 
     def log(self, job: int) -> Path:
@@ -62,10 +67,18 @@ class JobFolder:
                 continue  # cut short by a kill
         return [line for line in found if event in (None, line["event"])]
 
-    def last_job(self) -> int | None:
-        """The job that was submitted last."""
-        submitted = self.lines("submitted")
-        return int(submitted[-1]["job"]) if submitted else None
+    def jobs(self) -> list[int]:
+        """The latest job, after those of this folder that it waits for: an array, before what finishes its
+        dataset.
+        """
+        waits_for: dict[int, Any] = {}
+        for line in self.lines():
+            if line["event"] in ("submitted", "start"):  # a job of plain `sbatch` leaves its starts alone
+                waits_for.setdefault(int(line["job"]), line.get("after"))
+        found = list(waits_for)[-1:]
+        while found and waits_for[found[0]] in waits_for:
+            found.insert(0, waits_for[found[0]])
+        return found
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from foundation.errors import Problems, RecipeError
 from foundation.progress import say
 from slurm.checks import check_cluster, check_interpreter, check_work
-from slurm.controller import SlurmError, is_live, show_job, slurm
+from slurm.controller import live, slurm
 from slurm.script import fill_in
 from slurm.site import SiteFile
 from slurm.work import Asked, Work, open_recipe, site_lines, work_of
@@ -85,7 +85,7 @@ def submit(works: Sequence[Work], file: SiteFile) -> list[int]:
                 work.capture()
                 after = numbers[-1] if numbers else None
                 numbers.append(_sbatch(work, file, after))
-        except SlurmError:
+        except BaseException:  # also Ctrl-C: half a chain would block the next attempt
             if numbers:
                 slurm("scancel", *map(str, numbers))
                 say(f"The jobs before it were cancelled: {', '.join(map(str, numbers))}")
@@ -96,15 +96,13 @@ def submit(works: Sequence[Work], file: SiteFile) -> list[int]:
 def _refuse_second(works: Sequence[Work]) -> None:
     problems = Problems()
     for folder in dict.fromkeys(work.folder for work in works if not work.done):
-        number = folder.last_job()
-        job = show_job(number) if number is not None else None
-        if is_live(job):
-            assert job is not None
-            problems.add(
-                str(folder.path.parent if folder.path.name == "slurm" else folder.path),
-                f"job {number} is {job['JobState'].lower()} on it",
-                "follow it with `bitdance jobs`, or end it with `bitdance cancel`",
-            )
+        for number in folder.jobs():
+            if jobs := live(number):
+                problems.add(
+                    str(folder.path.parent if folder.path.name == "slurm" else folder.path),
+                    f"job {number} is {jobs[0]['JobState'].lower()} on it",
+                    "follow it with `bitdance jobs`, or end it with `bitdance cancel`",
+                )
     problems.raise_if_any(RecipeError, "Nothing was submitted")
 
 

@@ -16,7 +16,7 @@ from data_pipeline.tokenize.recipe import TokenizeRecipe
 from foundation.errors import RecipeError
 from foundation.recipes import load_recipe, resolved_yaml
 from foundation.sections import Section
-from slurm.history import JobFolder
+from slurm.history import COMMENT, JobFolder
 from slurm.script import options_of
 from slurm.site import Site, SiteFile
 from trainer.recipe import StageRecipe
@@ -121,7 +121,7 @@ def stage_work(recipe: StageRecipe, asked: Asked, site: Site) -> Work:
     run = RunFolder(Path(recipe.run))
     folder = JobFolder.of_run(run.path)
     tasks = site.gpus_per_node or recipe.world.processes
-    options = common_options(site, run.path.resolve(), folder) | {
+    options = common_options(site, run.path.name, folder) | {
         "nodes": asked.nodes,
         # One is what sbatch does by itself; said aloud, it makes a range of nodes its least number.
         "ntasks-per-node": str(tasks) if tasks > 1 else None,
@@ -160,10 +160,9 @@ def is_local(name: str) -> bool:
 
 def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work]:
     """The array over the tasks, and what finishes the dataset after it."""
-    output = Path(recipe.output)
-    folder = JobFolder.beside(output)
-    manifest = output / "manifest.json"
-    options = common_options(site, output.resolve(), folder) | {
+    folder = JobFolder.beside(recipe.output)
+    manifest = Path(recipe.output) / "manifest.json" if is_local(recipe.output) else None
+    options = common_options(site, Path(recipe.output).name, folder) | {
         "gpus-per-node": "1" if recipe.compute.device == "cuda" else None,
         "array": f"0-{asked.slices - 1}%{site.array_at_once}",
         "output": str(folder.path.resolve() / "%A_%a.log"),
@@ -179,27 +178,28 @@ def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work
         makes=manifest,
         recipe=recipe,
     )
-    finish = command_work(f"finalize {recipe.output}", ("data", "finalize", recipe.output), output, site)
+    finish = command_work(
+        f"finalize {recipe.output}", ("data", "finalize", recipe.output), recipe.output, site
+    )
     return [array, replace(finish, makes=manifest)]
 
 
 def filter_work(recipe: FilterRecipe, site: Site) -> Work:
     """Choosing the rows of metadata that are worth having."""
-    output = Path(recipe.output)
-    arguments = ("data", "filter", str(JobFolder.beside(output).path / "recipe.yaml"))
-    work = command_work(f"filter {recipe.output}", arguments, output, site)
+    arguments = ("data", "filter", str(JobFolder.beside(recipe.output).path / "recipe.yaml"))
+    work = command_work(f"filter {recipe.output}", arguments, recipe.output, site)
     reads = {
         f"sources.{number}": Path(source)
         for number, source in enumerate(recipe.sources)
         if is_local(source) and not set(source) & set("*?[")
     }
-    return replace(work, recipe=recipe, reads=reads, makes=output / "kept.parquet")
+    return replace(work, recipe=recipe, reads=reads, makes=Path(recipe.output) / "kept.parquet")
 
 
-def command_work(title: str, arguments: tuple[str, ...], output: Path, site: Site) -> Work:
+def command_work(title: str, arguments: tuple[str, ...], output: str, site: Site) -> Work:
     """One command of bitdance on one node, without a GPU."""
     folder = JobFolder.beside(output)
-    options = common_options(site, output.resolve(), folder) | {"gpus-per-node": None}
+    options = common_options(site, Path(output).name, folder) | {"gpus-per-node": None}
     return Work(
         title=title,
         script="command.sbatch",
@@ -213,7 +213,7 @@ def export_work(export: Path, published: Path, generate: tuple[str, ...], site: 
     """The published layout of a stage's export, and pictures of it."""
     folder = JobFolder.beside(published)
     gpus = "1" if site.gpus_per_node and generate else None
-    options = common_options(site, published.resolve(), folder) | {"gpus-per-node": gpus}
+    options = common_options(site, published.name, folder) | {"gpus-per-node": gpus}
     return Work(
         title=f"export {published}",
         script="export.sbatch",
@@ -224,13 +224,13 @@ def export_work(export: Path, published: Path, generate: tuple[str, ...], site: 
     )
 
 
-def common_options(site: Site, output: Path, folder: JobFolder) -> dict[str, str | None]:
+def common_options(site: Site, name: str, folder: JobFolder) -> dict[str, str | None]:
     """sbatch's options that all jobs have."""
     # Left as the scripts have it where the site file says nothing: a node's memory.
     memory = {"mem": site.memory_per_node} if site.memory_per_node else {}
     return memory | {
-        "job-name": f"bitdance-{output.name}",
-        "comment": f"bitdance {output}",
+        "job-name": f"bitdance-{name}",
+        "comment": f"{COMMENT}{folder.path.resolve()}",
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,

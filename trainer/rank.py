@@ -7,6 +7,7 @@ signals are caught, so that a scheduler's first warning is never lost.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import socket
@@ -76,6 +77,7 @@ def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> 
 def _train(
     recipe: StageRecipe, run: RunFolder, stop: StopFlag, terminal: Terminal, despite_no_progress: bool
 ) -> ExitCode:
+    gc.disable()  # what is imported stays: looking it through for garbage, again and again, takes a second
     import torch
     import torch.distributed as dist
 
@@ -88,6 +90,8 @@ def _train(
     torch.set_num_threads(recipe.world.threads)
     try:
         start_distributed(run.extensions)
+        gc.freeze()
+        gc.enable()
         numbers: list[int | UserError | None] = [0]
         lock = None
         if dist.get_rank() == 0:

@@ -29,6 +29,7 @@ from processes import descendants, die_with_parent, free_port, kill, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 CPUS, MEMORY_MB = 16, 64000  # of a node, as Slurm is told
+PATIENCE = 120.0  # seconds; on busy cores a daemon's answer may take twenty
 
 
 def why_not() -> str | None:
@@ -95,7 +96,7 @@ class Cluster:
             self.start_controller()
             for name in self.nodes:
                 self.start_node(name)
-            wait_until(lambda: self.states() == dict.fromkeys(self.nodes, "IDLE"), 30, "idle nodes")
+            wait_until(lambda: self.states() == dict.fromkeys(self.nodes, "IDLE"), PATIENCE, "idle nodes")
         except BaseException:
             self.stop()
             raise
@@ -114,7 +115,13 @@ class Cluster:
     def run(self, *command: str, **options: Any) -> str:
         """Output of one of Slurm's commands."""
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=False, timeout=60, **options
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            **options,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -146,7 +153,7 @@ class Cluster:
         if drained:
             self.run("scontrol", "update", f"nodename={','.join(drained)}", "state=resume")
         idle = dict.fromkeys(self.nodes, "IDLE")
-        wait_until(lambda: self.states() == idle, 60, "idle nodes")
+        wait_until(lambda: self.states() == idle, PATIENCE, "idle nodes")
 
     # --- nodes ----------------------------------------------------------------------------------------------
 
@@ -223,7 +230,7 @@ class Cluster:
         self._controller = self._spawn(
             ["slurmctld", "-D", "-f", str(self.base / "slurm.conf")], "slurmctld.out"
         )
-        wait_until(self._controller_answers, 20, "an answer of slurmctld")
+        wait_until(self._controller_answers, PATIENCE, "an answer of slurmctld")
 
     def kill_controller(self) -> None:
         """slurmctld dies."""
@@ -283,7 +290,7 @@ class Cluster:
         }
         options = [f"--{option}={self.base}/munge.{name}" for option, name in files.items()]
         self._munged = self._spawn(["munged", "-F", "--force", *options], "munged.out")
-        wait_until((self.base / "munge.socket").exists, 10, "munge's socket")
+        wait_until((self.base / "munge.socket").exists, PATIENCE, "munge's socket")
 
     def _make_bridge(self) -> None:
         ip("link", "add", self._tag, "type", "bridge")

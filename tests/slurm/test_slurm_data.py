@@ -16,7 +16,7 @@ from data_pipeline.latents import LatentDataset
 pytestmark = pytest.mark.slurm_long
 SAMPLES = 3  # in a shard
 TASK_KILLS = 5
-PATIENCE = 900.0
+PATIENCE = 1500.0
 
 
 def tokenize_yaml(folder: Path) -> Path:

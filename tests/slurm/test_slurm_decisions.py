@@ -4,14 +4,15 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from foundation.errors import ExitCode
-from slurm import follow
-from slurm.after import Decision, Start, decide, run_of, this_start
+from foundation.errors import DataError, ExitCode
+from slurm import follow, states
+from slurm.after import BAD_NODE, Decision, Start, decide, run_of, this_start, traces_of
 from slurm.checks import gpus_of, node_range, seconds_of
 from slurm.controller import fields
 from slurm.follow import duration, last_line
@@ -46,6 +47,31 @@ def test_bad_nodes_are_those_that_this_start_has_named(tmp_path: Path) -> None:
     assert decision.why == "n2: 0.1 GB are free in /tmp, 2 are needed"
 
 
+def test_what_all_nodes_of_a_start_say_ends_the_job(tmp_path: Path) -> None:
+    said = "bitdance: bad node n1: there is no /x/python\nbitdance: bad node n2: there is no /x/python\n"
+    run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
+    both, more = Start(7, 0, "n[1-2]", 75, count=2), Start(7, 0, "n[1-3]", 75, count=3)
+    decision = decide(both, said, run, history)
+    assert (decision.again, decision.code) == (False, ExitCode.RECIPE)
+    assert decision.why == "all 2 nodes say: there is no /x/python"
+    assert decide(more, said, run, history).without == ("n1", "n2")
+    assert decide(both, said.replace("n2: there", "n2: here"), run, history).again
+
+
+def test_a_node_whose_python_is_another_one_is_named(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['pydantic'] = None; from slurm.rank import main; sys.exit(main([]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"SLURMD_NODENAME": "n3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.REQUEUE, done.stderr
+    ((node, reason),) = BAD_NODE.findall(done.stdout)
+    assert node == "n3" and sys.executable in reason and "pydantic" in reason
+
+
 def test_three_starts_without_progress_are_the_last(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.starts.mkdir()
@@ -61,7 +87,8 @@ def test_a_job_that_slurm_holds_is_told_with_what_lets_it_go(
     JobFolder.of_run(tmp_path).note("submitted", 7)
     held = {"JobState": "PENDING", "Reason": "launch_failed_requeued_held"}
     monkeypatch.setattr(follow, "_own_jobs", list)
-    monkeypatch.setattr(follow, "_state_of", lambda number, folder: held)
+    monkeypatch.setattr(follow, "job_in_focus", lambda folder: 7)
+    monkeypatch.setattr(follow, "state_of", lambda number, folder: held)
     (row,) = follow.rows([tmp_path])
     assert "a node could not start it; `scontrol release 7` lets it go on" in row.why
 
@@ -190,3 +217,92 @@ def test_a_dataset_that_cannot_be_reached_is_a_problem_of_the_node(tmp_path: Pat
     (tmp_path / "manifest.json").write_text("{}")
     check_latents(report := Report("n1", 0), str(tmp_path))
     assert not report.problems and len(report.facts["latents"]) == 12
+
+
+def dataset_jobs(tmp_path: Path) -> JobFolder:
+    """Of a dataset: an array, and what finishes the dataset after it; an older array too."""
+    folder = JobFolder.beside(tmp_path / "latents")
+    for number, after in ((3, None), (4, 3), (11, 10), (12, 11)):
+        folder.note("submitted", number, after=after)
+    return folder
+
+
+def test_an_array_and_what_finishes_its_dataset_are_one_submission(tmp_path: Path) -> None:
+    assert dataset_jobs(tmp_path).jobs() == [11, 12]
+    run = JobFolder.of_run(tmp_path)
+    assert run.jobs() == []
+    run.note("submitted", 7, after=6)
+    run.note("start", 7)
+    assert run.jobs() == [7]
+    run.note("start", 8)  # given to plain sbatch
+    assert run.jobs() == [8]
+
+
+@pytest.mark.parametrize(
+    ("array", "finalize", "focus"),
+    [
+        (["COMPLETED", "RUNNING"], ["PENDING"], 11),
+        (["COMPLETED", "COMPLETED"], ["RUNNING"], 12),
+        (["COMPLETED", "FAILED"], ["CANCELLED"], 11),
+        (["COMPLETED", "COMPLETED"], ["COMPLETED"], 12),
+        ([], [], 12),
+    ],
+)
+def test_news_are_of_the_job_that_is_live_or_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: list[str], finalize: list[str], focus: int
+) -> None:
+    known = {"11": [{"JobState": state} for state in array], "12": [{"JobState": s} for s in finalize]}
+    monkeypatch.setattr(states, "missing_commands", list)
+    monkeypatch.setattr(states, "show", lambda entity, number: known[number])
+    assert states.job_in_focus(dataset_jobs(tmp_path)) == focus
+
+
+def test_cancel_ends_an_array_and_what_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, said = dataset_jobs(tmp_path), list[tuple[str, ...]]()
+    monkeypatch.setattr(
+        follow, "live", lambda number: [{"JobState": "RUNNING" if number == 11 else "PENDING"}]
+    )
+    monkeypatch.setattr(follow, "slurm", lambda *command: said.append(command))
+    follow.cancel(tmp_path / "latents", patience=0)
+    assert said == [("scancel", "11"), ("scancel", "12")]
+    assert [line["job"] for line in folder.lines("cancel")] == [11, 12]
+
+
+def test_the_log_is_the_one_that_was_written_last(tmp_path: Path) -> None:
+    folder = dataset_jobs(tmp_path)
+    with pytest.raises(DataError, match="has not started yet"):
+        follow.log_path(tmp_path / "latents", None)
+    for age, name in enumerate(("11_1.log", "11_0.log", "4.log")):
+        (folder.path / name).write_text("")
+        os.utime(folder.path / name, (1e9 - age, 1e9 - age))
+    assert follow.log_path(tmp_path / "latents", None).name == "11_1.log"
+    (folder.path / "12.log").write_text("")
+    assert follow.log_path(tmp_path / "latents", None).name == "12.log"
+
+
+def test_what_slurm_has_forgotten_is_asked_of_sacct_then_of_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dataset_jobs(tmp_path)
+    monkeypatch.setattr(states, "show", lambda entity, number: [])
+    for name in ("sbatch", "scontrol", "squeue", "scancel"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert states.state_of(12, folder)["JobState"] == "UNKNOWN"
+    folder.note("end", 12, code=0, nodes="n2", restart=1)
+    found = states.state_of(12, folder)
+    assert (found["JobState"], found["NodeList"], found["Restarts"]) == ("COMPLETED", "n2", "1")
+    (tmp_path / "sacct").write_text("#!/bin/sh\necho 'CANCELLED by 7|n[1-2]'\n")
+    (tmp_path / "sacct").chmod(0o755)
+    assert states.state_of(12, folder) == {"JobState": "CANCELLED", "NodeList": "n[1-2]"}
+    (tmp_path / "sacct").write_text("#!/bin/sh\necho 'COMPLETED|n1'; echo 'FAILED|n2'; echo 'COMPLETED|n1'\n")
+    assert states.state_of(11, folder)["JobState"] == "2 COMPLETED, 1 FAILED"
+
+
+def test_the_end_of_a_data_job_is_written_beside_its_output(tmp_path: Path) -> None:
+    folder = JobFolder.beside(tmp_path / "latents")
+    start, job = Start(12, 0, "n1", 0, "12"), {"Comment": f"bitdance {folder.path}"}
+    assert traces_of(start, job) == folder
+    assert JobFolder.beside("s3://bucket/latents").path == Path("data/bucket/latents.slurm")
+    assert traces_of(start, {}) is None and traces_of(Start(11, 0, "n1", 0, "11_3"), job) is None

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from slurm_runs import EVERY, STEPS, Lab, Run, lines
+from slurm_runs import EVERY, PATIENCE, STEPS, Lab, Run, lines
 from small_cluster import Cluster, kill, wait_until
 
 START = re.compile(r"^bitdance: start \d+ of job .*, (\S+)$", re.MULTILINE)
@@ -126,8 +126,8 @@ def goes_on_elsewhere(run: Run, undisturbed: Run, name: str, struck: float, stal
     if stale is not None:
         kill(stale)
     stale_ranks = partial(cluster.processes, name, "-m slurm.rank")
-    wait_until(lambda: not stale_ranks(), 60, "the end of the ranks that were cut off")
-    wait_until(lambda: cluster.states()[name] == "IDLE", 60, "the node's return")
+    wait_until(lambda: not stale_ranks(), PATIENCE, "the end of the ranks that were cut off")
+    wait_until(lambda: cluster.states()[name] == "IDLE", PATIENCE, "the node's return")
     run.wait_for_step(max(STEPS, run.metrics()[-1]["step"] + 2 * EVERY))
     assert run.cluster.job(run.number)["Restarts"] == "1"
     assert run.curve()[:STEPS] == undisturbed.curve()
@@ -148,7 +148,7 @@ def test_preemption(lab: Lab, undisturbed: Run) -> None:
 
 def test_the_time_limit(lab: Lab, undisturbed: Run) -> None:
     """The controller looks every 30 s only: the warning comes between 10 and 40 s after the start."""
-    run = lab.submit("limited", site=lab.site(TIME_LIMIT="2", SAVE_SECONDS="110"), steps=400)
+    run = lab.submit("limited", site=lab.site(TIME_LIMIT="2", SAVE_SECONDS="110"), steps=5000)
     run.wait(lambda: run.events("stopped"), "the warning before the time limit")
     struck = run.events("stopped")[0]["time"]
     run.wait(lambda: len(run.events("started")) > 1, "the next start")
@@ -165,7 +165,7 @@ def test_a_dead_controller(lab: Lab, undisturbed: Run, faulty: Cluster) -> None:
     victim = rank_process(faulty, worker(run))
     faulty.kill_controller()
     seen = len(run.metrics())
-    wait_until(lambda: len(run.metrics()) > seen + 2, 60, "steps without a controller")
+    wait_until(lambda: len(run.metrics()) > seen + 2, PATIENCE, "steps without a controller")
     os.kill(victim, signal.SIGKILL)
     time.sleep(10)
     struck = time.time()
@@ -228,7 +228,7 @@ def test_elastic(lab: Lab, undisturbed: Run) -> None:
 
 
 def test_cancel_saves_first(lab: Lab) -> None:
-    run = lab.submit("cancelled")
+    run = lab.submit("cancelled", steps=5000)
     run.wait_for_step(12)
     done = lab.bitdance("cancel", str(run.path))
     assert done.returncode == 0 and "is saved" in done.stdout, done.stdout + done.stderr

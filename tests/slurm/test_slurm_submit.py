@@ -90,7 +90,7 @@ def test_a_second_job_on_the_same_run_is_refused_and_a_waiting_one_is_told(lab: 
     assert lab.bitdance("logs", str(run.path)).returncode == 65  # not started
     done = lab.bitdance("cancel", str(run.path))
     assert done.returncode == 0 and "is cancelled" in done.stdout
-    wait_until(lambda: run.state() == "CANCELLED", 10, "the cancellation")
+    wait_until(lambda: run.state() == "CANCELLED", 60, "the cancellation")
 
 
 @pytest.mark.parametrize("name", ["train", "tokenize", "export", "command"])

@@ -1,0 +1,77 @@
+"""What a rank of a training job does: it asks its node whether it is fit, and trains."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+
+from foundation.errors import ExitCode, UserError
+from foundation.progress import say
+from foundation.recipes import load_recipe
+from slurm.controller import expand_nodes
+from slurm.history import JobFolder
+from slurm.node_checks import Limits
+from slurm.preflight import announce, preflight
+from trainer.rank import distributed_variables, run_rank
+from trainer.recipe import StageRecipe
+from trainer.run_folder import RunFolder, find_run
+from trainer.signals import StopFlag
+
+
+def start(stop: StopFlag, arguments: list[str] | None = None) -> int:
+    """Preflight, then training; the exit code is that of `bitdance train`, but 0 also for "saved".
+
+    srun ends all ranks at the first bad exit, and those that have saved are still leaving then. Whether the
+    run is finished, `slurm.after` sees by its export.
+
+    Args:
+        stop: set by signals.
+        arguments: of the command line, after the module's name.
+    """
+    options = _parser().parse_args(arguments)
+    os.environ.update(distributed_variables(os.environ))
+    speaks = os.environ["RANK"] == "0"
+    if not options.recipe.exists():
+        # Not the recipe's fault: it was there when the job was submitted.
+        say(f"bitdance: bad node {os.environ.get('SLURMD_NODENAME', '?')}: it sees no {options.recipe}")
+        return ExitCode.REQUEUE
+    try:
+        recipe = find_run(load_recipe(StageRecipe, options.recipe, options.overrides))
+    except UserError as error:
+        if speaks:
+            say(str(error))
+        return error.exit_code
+    finished = RunFolder(Path(recipe.run)).finished_at()
+    if finished is not None:
+        if speaks:
+            say(f"{recipe.run} is finished: {finished} steps, the model is in {recipe.run}/export")
+        return ExitCode.DONE
+    limits = Limits(**{f.name: getattr(options, f.name) for f in fields(Limits)})
+    nodes = os.environ["SLURM_JOB_NODELIST"]
+    verdict = preflight(recipe, limits, expand_nodes(nodes))
+    if speaks:
+        announce(verdict, os.environ)
+        _note_start(recipe, nodes)
+    code = verdict.code
+    if not verdict.bad:
+        code = run_rank(recipe, stop, despite_no_progress=options.despite_no_progress)
+    return ExitCode.DONE if code == ExitCode.REQUEUE else code
+
+
+def _note_start(recipe: StageRecipe, nodes: str) -> None:
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job = int(os.environ["SLURM_JOB_ID"])
+    JobFolder.of_run(recipe.run).note("start", job, restart=restart, nodes=nodes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m slurm.rank")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--despite-no-progress", action="store_true")
+    limits = parser.add_argument_group("preflight: a node counts as bad below (above) these")
+    for f in fields(Limits):
+        limits.add_argument(f"--{f.name.replace('_', '-')}", type=float, default=f.default)
+    return parser

@@ -32,7 +32,6 @@ from data_pipeline.manifest import (
 )
 from data_pipeline.own_cache import own_cache
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord
-from data_pipeline.shard_cache import ShardCache
 from foundation.errors import DataError
 
 _UINT16 = struct.Struct("<H")
@@ -68,6 +67,9 @@ class LatentDataset:
             raise DataError(f"{folder}: there is no such folder; give the output of `bitdance data finalize`")
         self._cache = None
         if remote or cache is not None:
+            # Imports mosaicml-streaming, a second or two, which what is read in place need not wait for.
+            from data_pipeline.shard_cache import ShardCache
+
             self._cache = ShardCache(self.folder, _cache_folder(self.folder, cache), cache_limit)
         self.manifest = self._read_manifest()
         self._shards = self._read_index()

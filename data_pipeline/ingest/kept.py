@@ -21,7 +21,7 @@ from data_pipeline.ingest.made_once import make_once, sweep_unused, touch
 from data_pipeline.ingest.recipe import KeepSection
 from data_pipeline.ingest.samples import RawSample, printable
 from data_pipeline.ingest.storage import is_remote
-from data_pipeline.metadata.schema import COLUMNS, IDENTITIES, SCORES, sql_text
+from data_pipeline.metadata.schema import COLUMNS, DIGESTS, IDENTITIES, SCORES, plain_digest, sql_text
 from data_pipeline.own_cache import own_cache
 from foundation.partials import PARTIAL_SUFFIX, sweep_abandoned
 
@@ -99,7 +99,7 @@ def identity(sample: RawSample, by: str) -> Any:
         return None
     try:
         if COLUMNS[by][0] != "BIGINT":
-            text = str(value)
+            text = plain_digest(str(value)) if by in DIGESTS else str(value)
             return text if printable(text) == text else None
         number = int(value)
     except (TypeError, ValueError, OverflowError):

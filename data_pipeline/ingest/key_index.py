@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.ingest.storage import StoreUnreachable, is_remote, reaching, remote_files
 from data_pipeline.metadata.engine import explaining
-from data_pipeline.metadata.schema import COLUMNS, SCORES, sql_text
+from data_pipeline.metadata.schema import SCORES, sql_cast, sql_text
 from data_pipeline.npy_stream import NpyStream
 from data_pipeline.store import writing_to
 from foundation.errors import DataError
@@ -99,8 +99,7 @@ def build_index(table: str, by: str, folder: Path) -> None:
     spill = folder / "spill"
     with writing_to(folder), open_table_query(table, spill) as connection:
         _check_columns(connection, table, by)
-        kind = COLUMNS[by][0]
-        key = f"TRY_CAST({by} AS {kind})"
+        key = sql_cast(by, by)
         scores = ", ".join(f"TRY_CAST({name} AS DOUBLE) AS {name}" for name in SCORES)
         source = f"read_parquet({sql_text(table)}, file_row_number = true)"
         _write_rows(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +10,12 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from data_pipeline.ingest.storage import is_remote, reaching, remote_files
+from data_pipeline.ingest.storage import matching_files, remote_files
 from data_pipeline.metadata.laion_hash import register_laion_hash
 from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
 from data_pipeline.metadata.rules import ListRule
 from data_pipeline.metadata.schema import (
-    COLUMNS,
+    DIGESTS,
     IDENTITIES,
     FileGroup,
     sql_cast,
@@ -93,19 +92,19 @@ def explaining(memory: str, spill: str, mend: str) -> Iterator[None]:
 def expand(patterns: Sequence[str]) -> list[str]:
     """The files that paths, globs and `s3://` addresses stand for, sorted in each pattern, without repeats.
 
+    A folder stands for the parquet files in it.
+
     Raises:
         DataError: a pattern stands for nothing.
     """
     found: dict[str, None] = {}
     problems = Problems()
     for pattern in patterns:
-        if is_remote(pattern):
-            with reaching(pattern):
-                matches = [f"s3://{path}" for path in sorted(remote_files().glob(pattern))]
-        else:
-            matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        path = os.path.expanduser(pattern)
+        matches = sorted(matching_files(path, ".parquet"))
         if not matches:
-            problems.add(pattern, "no such file", "give a parquet file or a glob of them")
+            problem = "a folder without parquet files" if os.path.isdir(path) else "no such file"
+            problems.add(pattern, problem, "give a parquet file, a folder or a glob of them")
         found.update(dict.fromkeys(matches))
     problems.raise_if_any(DataError, "Metadata tables are missing")
     return list(found)
@@ -167,10 +166,9 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
         has = ", ".join(sorted(present))
         raise DataError(f"joins.{number}: {files[0]} has no column {', '.join(absent)}; it has {has}")
     picked = ", ".join(
-        f"max({sql_cast(sql_name(theirs), COLUMNS[ours][0])}) AS {ours}"
-        for ours, theirs in join.columns.items()
+        f"max({sql_cast(sql_name(theirs), ours)}) AS {ours}" for ours, theirs in join.columns.items()
     )
-    key_sql = group.hash_sql() if computed else f"TRY_CAST({sql_name(key)} AS {COLUMNS[join.by][0]})"
+    key_sql = group.hash_sql() if computed else sql_cast(sql_name(key), join.by)
     extra = (
         f"SELECT {key_sql} AS join_key, {picked} FROM {table} WHERE join_key IS NOT NULL GROUP BY join_key"
     )
@@ -203,6 +201,8 @@ def load_list(connection: duckdb.DuckDBPyConnection, rule: ListRule, place: int)
             values = _lines(path, place)
     if rule.file is None or not rule.file.endswith(".parquet"):
         connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT unnest(?) AS value", [values])
+    if rule.by in DIGESTS:
+        connection.execute(f"UPDATE list_{place} SET value = {sql_cast('value', rule.by)}")
     if rule.by == "domain":
         _match_domains(connection, place)
 

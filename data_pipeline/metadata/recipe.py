@@ -16,7 +16,7 @@ class JoinSection(Section):
     """A table of more columns: scores, better captions, languages.
 
     Attributes:
-        files: parquet paths, globs or `s3://` addresses.
+        files: parquet paths, folders of them, globs or `s3://` addresses.
         by: our column to match by, and `key`, its name in the table where that differs.
         columns: our column -> the table's column. A value of the table goes before the source's own; where
             the table has several rows of a key, the greatest value counts.
@@ -55,7 +55,7 @@ class FilterRecipe(Section):
     """From metadata tables to the rows worth having.
 
     Attributes:
-        sources: parquet paths, globs or `s3://` addresses, of any mix of releases.
+        sources: parquet paths, folders of them, globs or `s3://` addresses, of any mix of releases.
         output: local folder for `kept.parquet`, `subset.npy` (where the rows have uids) and the funnel.
         joins: tables of more columns.
         rules: applied in order.

@@ -6,6 +6,7 @@ cast; what cannot be cast becomes null and is counted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 SCORES = tuple(name for name, (kind, _) in COLUMNS.items() if kind == "DOUBLE")
 IDENTITIES = ("uid", "url", "sha256", "hash")
+DIGESTS = ("uid", "sha256")  # texts of hex digits, whose case and surrounding spaces say nothing
+_HEX = "[0-9a-fA-F]+"
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,29 @@ class FileGroup:
         return f"SELECT {', '.join(counts)} FROM read_parquet({sql_list(self.files)})" if counts else None
 
     def _cast(self, column: str) -> str:
-        kind = COLUMNS[column][0]
         source = self.source_of(column)
-        if source is None:
-            return f"NULL::{kind}"
-        return sql_cast(sql_name(source), kind)
+        return f"NULL::{COLUMNS[column][0]}" if source is None else sql_cast(sql_name(source), column)
 
 
-def sql_cast(value: str, kind: str) -> str:
-    """SQL of a value in one of our types, null where it cannot be cast; scores are finite numbers or null."""
+def sql_cast(value: str, column: str) -> str:
+    """SQL of a value as one of our columns has it, null where it cannot be cast.
+
+    Scores are finite numbers or null, digests are as `plain_digest` has them.
+    """
+    kind = COLUMNS[column][0]
     cast = f"TRY_CAST({value} AS {kind})"
+    if column in DIGESTS:
+        text = f"trim({cast})"
+        return f"CASE WHEN regexp_full_match({text}, '{_HEX}') THEN lower({text}) ELSE {text} END"
     # DuckDB orders NaN above every number, so that it would pass every lower bound. (`= 'NaN'` would not find
     # it: the optimizer rules that out by a parquet file's bounds, which leave NaN aside.)
     return f"CASE WHEN isfinite({cast}) THEN {cast} END" if kind == "DOUBLE" else cast
+
+
+def plain_digest(text: str) -> str:
+    """A digest as our tables have it: without spaces around; hex digits, which some write large, small."""
+    text = text.strip(" ")
+    return text.lower() if re.fullmatch(_HEX, text) else text
 
 
 def sql_name(name: str) -> str:

@@ -1,5 +1,6 @@
 """What users and their files can get wrong in a filter ends in a message, or in what they meant."""
 
+import hashlib
 import math
 import multiprocessing
 import subprocess
@@ -12,6 +13,9 @@ import pydantic
 import pytest
 
 from data_pipeline.download.recipe import DownloadRecipe
+from data_pipeline.ingest.kept import KeptRows, identity, index_folder
+from data_pipeline.ingest.recipe import KeepSection
+from data_pipeline.ingest.samples import RawSample
 from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.store import PlaceUnusable
@@ -60,6 +64,34 @@ def test_a_domain_stands_for_all_hosts_below_it(tmp_path, rule, form):
         entry["file"] = str(tmp_path / "list.parquet")
     found = filtered(tmp_path, {"url": list(HOSTS)}, entry)
     assert found == [url for url, listed in HOSTS.items() if listed == (rule == "allow")]
+
+
+@pytest.mark.parametrize("by", ["uid", "sha256"])
+@pytest.mark.parametrize("form", ["values", "text", "parquet"])
+def test_digests_are_the_same_in_either_case(tmp_path, by, form):
+    """In lists, in joins, among duplicates, and where samples are joined; other texts keep their case."""
+    plain = [hashlib.sha256(bytes([i])).hexdigest()[: 32 if by == "uid" else 64] for i in range(4)]
+    table = {by: [plain[0].upper(), plain[1], plain[1].upper(), f" {plain[2]} ", plain[3], "Xy", "xY"]}
+    table["url"] = list("abcdefg")
+    listed = [plain[0], plain[1].upper(), plain[2].upper(), "xY"]
+    entry = {"rule": "allow", "by": by}
+    if form == "values":
+        entry["values"] = [f" {value}" for value in listed]
+    elif form == "text":
+        (tmp_path / "list.txt").write_text("\n".join(listed) + "\n")
+        entry["file"] = str(tmp_path / "list.txt")
+    else:
+        pq.write_table(pa.table({by: listed}), tmp_path / "list.parquet")
+        entry["file"] = str(tmp_path / "list.parquet")
+    pq.write_table(pa.table({by: plain[:2] + listed[2:], "score": [9.0] * 4}), tmp_path / "scores.parquet")
+    join = {"files": [str(tmp_path / "scores.parquet")], "by": by, "columns": {"aesthetic": "score"}}
+    rules = [entry, {"rule": "score", "column": "aesthetic", "min": 9.0}, {"rule": "deduplicate", "by": by}]
+    assert filtered(tmp_path, table, *rules, joins=[join]) == list("abdg")
+    keep = KeepSection(rows=str(tmp_path / "out" / "kept.parquet"), by=by)
+    samples = [RawSample("", b"", None, {by: value}) for value in (*listed, plain[3], "Xy")]
+    names = [identity(sample, by) for sample in samples]
+    rows = KeptRows(by, index_folder(keep)).rows(names)
+    assert [name in rows for name in names] == [True] * 4 + [False] * 2
 
 
 def test_top_fraction_of_nothing_says_that_no_row_is_left(tmp_path):

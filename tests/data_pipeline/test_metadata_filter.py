@@ -256,6 +256,10 @@ def test_again_is_done_already_and_another_recipe_is_refused(tmp_path, capsys):
 def test_bad_input_is_named_and_nothing_is_left(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         run_filter(recipe([tmp_path / "none*.parquet"], tmp_path / "out", [ANY]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"\(1 problem\):\n .*empty: a folder without parquet files .*$"):
+        run_filter(recipe([tmp_path / "empty"], tmp_path / "out", [ANY]))
+    (tmp_path / "empty").rmdir()
     (tmp_path / "bad.parquet").write_bytes(b"hello")
     pq.write_table(pa.table({"something": [1]}), tmp_path / "other.parquet")
     with pytest.raises(DataError) as error:

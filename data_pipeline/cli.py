@@ -59,11 +59,10 @@ def tokenize(
     overrides: Overrides = None,
 ) -> None:
     """Turn image shards into latent shards. Run it again to do what is missing."""
-    from data_pipeline.tokenize.recipe import TokenizeRecipe
-    from data_pipeline.tokenize.run import parse_slice, run_tokenize
+    from data_pipeline.tokenize.run import RecipeHere, parse_slice, run_tokenize
     from foundation.recipes import load_recipe
 
-    run_tokenize(load_recipe(TokenizeRecipe, recipe, overrides or ()), parse_slice(part))
+    run_tokenize(load_recipe(RecipeHere, recipe, overrides or ()), parse_slice(part))
 
 
 @app.command()
@@ -143,6 +142,7 @@ def inspect(
     from data_pipeline.inspect.look import look_at, tokenizer_folder
     from data_pipeline.inspect.page import render_page
     from data_pipeline.latents import LatentDataset
+    from data_pipeline.store import writing_to
     from foundation.errors import RecipeError
     from foundation.files import atomic_write
     from foundation.progress import say
@@ -153,6 +153,6 @@ def inspect(
     folder = tokenizer_folder(latents, tokenizer)
     page = render_page(look_at(latents, samples, filter_output), folder)
     path = output or Path(dataset) / "inspect.html"
-    with atomic_write(path) as file:
+    with writing_to(path), atomic_write(path) as file:
         file.write(page)
     say(f"wrote {path} ({len(page) / 1e6:.2f} MB)")

@@ -10,8 +10,6 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import duckdb
@@ -19,24 +17,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.ingest.storage import is_remote, open_stream, remote_files
-from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, FileEntry, Manifest, parse_manifest
+from data_pipeline.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
 from data_pipeline.metadata.engine import explaining
 from data_pipeline.metadata.schema import sql_list
 from data_pipeline.near_duplicates import find_near_duplicates
-from data_pipeline.npy_stream import NpyStream
 from data_pipeline.recipe_folder import RECORD_NAME, recipe_of_record
+from data_pipeline.side_index import INDEX_NAME, table_address, write_side_index
 from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.decoding import HASH_DEFINITION
-from data_pipeline.tokenize.folder import QUARANTINE_NAME, TASKS, DatasetFolder, Plan, file_entries
-from data_pipeline.tokenize.recipe import ClassSection, TokenizeRecipe
+from data_pipeline.tokenize.folder import (
+    QUARANTINE_NAME,
+    TASKS,
+    DatasetFolder,
+    Plan,
+    file_entries,
+    some_of,
+    without_samples,
+)
+from data_pipeline.tokenize.recipe import TokenizeRecipe
 from foundation.errors import DataError
-from foundation.json_files import parse_json
-from foundation.progress import say, track
+from foundation.progress import say
 from foundation.provenance import package_version
 from foundation.recipes import recipe_hash
 
-INDEX_NAME = "index.json"
-SAMPLES_NAME = "samples.parquet"
 # A picture's rank packs (resolution, task, number in the task) into 64 bits: larger pictures are better, then
 # earlier ones.
 TASK_BITS, PICTURE_BITS = 24, 24
@@ -113,11 +116,14 @@ def _markers(folder: DatasetFolder, plan: Plan) -> dict[int, dict[str, Any]]:
     absent = [n for n in range(len(plan.shards)) if n not in found and n not in given_up]
     if absent:
         raise DataError(
-            f"{folder.root}: {len(absent)} of {len(plan.shards)} tasks are not done ({_some(absent)}); "
+            f"{folder.root}: {len(absent)} of {len(plan.shards)} tasks are not done ({some_of(absent)}); "
             "run `bitdance data tokenize` again, and see `bitdance data status`"
         )
     if not any(marker["classes"] for marker in found.values()):
-        raise DataError(f"{folder.root}: the tasks hold no sample; {_counts_in_words(folder, found)}")
+        raise DataError(
+            f"{folder.root}: no task holds a sample: {_counts_in_words(folder, found)}. Mend the shards or "
+            f"the recipe, remove {folder.root}, and run `bitdance data tokenize` again"
+        )
     return found
 
 
@@ -126,14 +132,10 @@ def _check_comparable(folder: DatasetFolder, markers: dict[int, dict[str, Any]])
     if len({marker.get("perceptual_hash") for marker in markers.values()}) > 1:
         old = [n for n, marker in markers.items() if marker.get("perceptual_hash") != HASH_DEFINITION]
         raise DataError(
-            f"{folder.root}: {len(old)} tasks ({_some(old)}) were done by another version of this software, "
-            f"whose perceptual hashes cannot be compared with the others'; remove their folders in "
+            f"{folder.root}: {len(old)} tasks ({some_of(old)}) were done by another version of this "
+            f"software, whose perceptual hashes cannot be compared with the others'; remove their folders in "
             f"{folder.address(TASKS)}, and run `bitdance data tokenize` again"
         )
-
-
-def _some(numbers: list[int]) -> str:
-    return ", ".join(f"{number:05d}" for number in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
 
 
 def _near_duplicates(
@@ -143,7 +145,7 @@ def _near_duplicates(
     if recipe.near_duplicates is None:
         return {}
     spill = folder.store.scratch("near-duplicates")
-    files = sql_list([_table_address(folder, number) for number in numbers])
+    files = sql_list([table_address(folder, number) for number in numbers])
     pictures = (
         f"SELECT (({LARGEST_SIDE} - max(resolution))::UBIGINT << {TASK_BITS + PICTURE_BITS}) "
         f"| (task::UBIGINT << {PICTURE_BITS}) | picture::UBIGINT AS rank, any_value(phash) AS phash FROM "
@@ -171,14 +173,6 @@ def _near_duplicates(
     return {int(task): piece for task, piece in zip(tasks, pieces, strict=False)}
 
 
-@dataclass
-class _Position:
-    """Where the next shard and the next sample of the whole index stand."""
-
-    shard: int = 0
-    sample: int = 0
-
-
 def _write(
     folder: DatasetFolder,
     recipe: TokenizeRecipe,
@@ -188,11 +182,7 @@ def _write(
 ) -> Manifest:
     working = folder.store.scratch("side")
     try:
-        position, shards, classes = _Position(), list[dict[str, Any]](), list[ClassManifest]()
-        for section in recipe.classes:
-            side = working / str(section.resolution)
-            side.mkdir()
-            classes.append(_write_class(folder, section, sorted(markers), dropped, side, position, shards))
+        classes, shards = write_side_index(folder, recipe.classes, sorted(markers), dropped, working)
         entries = file_entries(working)
         name = "side-" + hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:8]
         with contextlib.suppress(FileExistsError):  # named by its content: the same
@@ -222,85 +212,6 @@ def _write(
     return manifest
 
 
-def _write_class(
-    folder: DatasetFolder,
-    section: ClassSection,
-    tasks: list[int],
-    dropped: dict[int, NDArray[np.int64]],
-    side: Path,
-    position: _Position,
-    shards: list[dict[str, Any]],
-) -> ClassManifest:
-    """Write a class's side index and append its shards to the whole index."""
-    start = _Position(position.shard, position.sample)
-    kept = 0
-    with (
-        NpyStream(side / "n_text.npy", "<u2") as n_text,
-        NpyStream(side / "bucket.npy", "|u1") as bucket,
-        NpyStream(side / "shard_sizes.npy", "<u4") as shard_sizes,
-        NpyStream(side / "dropped.npy", "<i8") as left_out,
-    ):
-        for number in track(tasks, f"Indexing class {section.resolution}"):
-            own = _task_shards(folder, number, section.resolution)
-            if not own:
-                continue
-            table = _class_samples(folder, number, section.resolution)
-            keep = ~np.isin(table["picture"], dropped.get(number, np.empty(0, np.int64)))
-            sizes = np.array([shard["samples"] for shard in own])
-            if sizes.sum() != len(keep):
-                raise DataError(
-                    f"{folder.address(folder.task(number))}: its shards and its table of samples disagree"
-                )
-            shard_of_row = np.repeat(np.arange(len(own)), sizes)
-            n_text.append(table["n_text"][keep])
-            bucket.append(table["bucket"][keep])
-            shard_sizes.append(np.bincount(shard_of_row[keep], minlength=len(own)))
-            left_out.append(np.flatnonzero(~keep) + position.sample - start.sample)
-            shards += own
-            kept += int(keep.sum())
-            position.shard += len(own)
-            position.sample += len(keep)
-    return ClassManifest(
-        resolution=section.resolution,
-        buckets=section.buckets,
-        first_shard=start.shard,
-        shards=position.shard - start.shard,
-        first_sample=start.sample,
-        raw_samples=position.sample - start.sample,
-        samples=kept,
-        side="",
-    )
-
-
-def _task_shards(folder: DatasetFolder, number: int, resolution: int) -> list[dict[str, Any]]:
-    """A task's shards of a class, their base names relative to the dataset."""
-    name = f"{folder.task(number)}/{resolution}/{INDEX_NAME}"
-    index = folder.store.read(name)
-    if index is None:
-        return []
-    mend = "run `bitdance data tokenize` with its recipe, after removing the task's folder"
-    shards = parse_json(index, folder.address(name), mend, "shards")["shards"]
-    for shard in shards:
-        name = shard["raw_data"]["basename"]
-        shard["raw_data"]["basename"] = f"{folder.task(number)}/{resolution}/{name}"
-    return list(shards)
-
-
-def _table_address(folder: DatasetFolder, number: int) -> str:
-    return folder.address(f"{folder.task(number)}/{SAMPLES_NAME}")
-
-
-def _class_samples(folder: DatasetFolder, number: int, resolution: int) -> dict[str, NDArray[Any]]:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    columns = ["resolution", "n_text", "bucket", "picture"]
-    with open_stream(_table_address(folder, number)) as stream:
-        table = pq.read_table(stream, columns=columns)
-    table = table.filter(pc.equal(table["resolution"], resolution))
-    return {name: table[name].to_numpy() for name in columns[1:]}
-
-
 def _sum_counts(markers: dict[int, dict[str, Any]]) -> Counter[str]:
     total: Counter[str] = Counter()
     for marker in markers.values():
@@ -325,5 +236,7 @@ def _totals(manifest: Manifest) -> str:
 def _report(folder: DatasetFolder, manifest: Manifest, markers: dict[int, dict[str, Any]]) -> None:
     if manifest.given_up:
         say(f"{len(manifest.given_up):,} of {manifest.tasks:,} tasks were given up")
+    if empty := without_samples(markers):
+        say(empty)
     say(_counts_in_words(folder, markers))
     say(f"{_totals(manifest)}; {manifest.near_duplicates:,} near-duplicate records left out")

@@ -35,6 +35,10 @@ from data_pipeline.records import LATENT_COLUMNS, LatentRecord
 from foundation.errors import DataError
 
 _UINT16 = struct.Struct("<H")
+_MAKE = (
+    "run `bitdance data tokenize RECIPE`, whose output it is, to the end; where all tasks are done, "
+    "`bitdance data finalize` is enough"
+)
 _OPEN_SHARDS = 256  # file handles kept; a window of 64 shards in each of three classes fits
 
 
@@ -64,7 +68,7 @@ class LatentDataset:
         self.folder = folder.rstrip("/")
         remote = "://" in folder
         if not remote and not Path(folder).is_dir():
-            raise DataError(f"{folder}: there is no such folder; give the output of `bitdance data finalize`")
+            raise DataError(f"{folder}: there is no such folder; {_MAKE}")
         self._cache = None
         if remote or cache is not None:
             # Imports mosaicml-streaming, a second or two, which what is read in place need not wait for.
@@ -158,10 +162,7 @@ class LatentDataset:
             try:
                 text = Path(where).read_bytes()
             except OSError as error:
-                raise DataError(
-                    f"{where} cannot be read ({error.strerror}): finish the dataset first, by "
-                    "`bitdance data finalize`"
-                ) from None
+                raise DataError(f"{where} cannot be read ({error.strerror}); {_MAKE}") from None
         return parse_manifest(text, where)
 
     def _read_index(self) -> _Shards:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.manifest import MANIFEST_NAME
-from data_pipeline.tokenize.folder import DONE_NAME, TASKS, DatasetFolder, Plan
+from data_pipeline.store import writing_to
+from data_pipeline.tokenize.folder import DONE_NAME, TASKS, DatasetFolder, Plan, without_samples
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.partials import last_change
 from foundation.progress import say
@@ -29,6 +30,7 @@ class Status:
         given_up: task that the dataset goes without -> reason.
         read: samples read by finished tasks.
         records: records written by them.
+        empty: which of them had a shard without any sample, in a line; "" where none had.
         refused: samples in their quarantine lists.
         samples_per_second: over the time between the first and the last finished task; None below two tasks.
         seconds_left: at that rate; None where it is unknown.
@@ -42,6 +44,7 @@ class Status:
     given_up: dict[int, str]
     read: int
     records: int
+    empty: str
     refused: int
     samples_per_second: float | None
     seconds_left: float | None
@@ -81,6 +84,7 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
         given_up={n: str(note["reason"]) for n, note in given_up.items()},
         read=read,
         records=sum(c["records"] for c in counts),
+        empty=without_samples(done),
         refused=sum(c["refused"] for c in counts),
         samples_per_second=rate,
         seconds_left=left,
@@ -96,6 +100,10 @@ def print_status(status: Status) -> None:
         f"the dataset is {'finished' if status.finished else 'not finished'}"
     )
     say(f"{status.read:,} samples read, {status.refused:,} refused, {status.records:,} records written")
+    if status.empty:
+        say(status.empty)
+    if not status.finished and status.done + len(status.given_up) == status.tasks:
+        say("no task is missing: `bitdance data finalize` finishes the dataset, or says why it cannot")
     if status.samples_per_second is not None and status.seconds_left is not None:
         left = f", {status.seconds_left / 3600:.1f} h left at that rate" if status.seconds_left else ""
         say(f"{status.samples_per_second:,.1f} samples a second{left}")
@@ -106,11 +114,17 @@ def print_status(status: Status) -> None:
 
 
 def clear_failures(dataset: str | Path) -> int:
-    """Forget all failures, so that the next run tries those tasks again; their number."""
+    """Forget all failures, so that the next run tries those tasks again; their number.
+
+    Raises:
+        DataError: no dataset has been begun there.
+        PlaceUnusable: the folder cannot be written.
+    """
     folder, _ = _open(dataset)
     failed = folder.failures()
-    for number in failed:
-        folder.clear_failure(number)
+    with writing_to(folder.root):
+        for number in failed:
+            folder.clear_failure(number)
     return len(failed)
 
 
@@ -119,6 +133,7 @@ def give_up(dataset: str | Path, numbers: Sequence[int]) -> None:
 
     Raises:
         RecipeError: numbers of no task, or of tasks that are done.
+        PlaceUnusable: the disk is full, or cannot be written.
     """
     folder, plan = _open(dataset)
     failures, done = folder.failures(), folder.markers(numbers)
@@ -129,9 +144,10 @@ def give_up(dataset: str | Path, numbers: Sequence[int]) -> None:
         elif number in done:
             problems.add(f"task {number:05d}", "is done", "only what is not done can be given up")
     problems.raise_if_any(RecipeError, f"Tasks of {dataset} cannot be given up")
-    for number in numbers:
-        reason = failures.get(number, {}).get("reason", f"{plan.shards[number].label}: had not been done")
-        folder.give_up(number, plan.shards[number], reason)
+    with writing_to(folder.root):
+        for number in numbers:
+            reason = failures.get(number, {}).get("reason", f"{plan.shards[number].label}: had not been done")
+            folder.give_up(number, plan.shards[number], reason)
 
 
 def _open(dataset: str | Path) -> tuple[DatasetFolder, Plan]:

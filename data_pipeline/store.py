@@ -21,7 +21,7 @@ from typing import Any
 from data_pipeline.ingest.storage import is_remote, reaching, remote_files
 from foundation.errors import ExitCode, UserError
 from foundation.files import atomic_write, commit_folder
-from foundation.partials import PARTIAL_SUFFIX, partial_path
+from foundation.partials import PARTIAL_SUFFIX, final_of, partial_path
 
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -46,8 +46,9 @@ def writing_to(place: str | Path) -> Iterator[None]:
         if number not in NO_PLACE:
             raise
         file = getattr(error, "filename", None)
+        where = final_of(os.fsdecode(file)) if file else place
         raise PlaceUnusable(
-            f"{file or place}: {os.strerror(number)}; what is done stays done. Make room or "
+            f"{where}: {os.strerror(number)}; what is done stays done. Make room or "
             "give rights there (see also TMPDIR), and the same command goes on"
         ) from None
 

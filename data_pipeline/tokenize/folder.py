@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,17 @@ class DatasetFolder:
     def clear_failure(self, number: int) -> None:
         """Forget a failure, so that the task is tried again."""
         self.store.remove([f"{FAILED}/{number:05d}.json"])
+
+
+def some_of(numbers: Sequence[int]) -> str:
+    """The first few tasks' numbers, for a message."""
+    return ", ".join(f"{number:05d}" for number in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+
+
+def without_samples(markers: Mapping[int, dict[str, Any]]) -> str:
+    """Which finished tasks had a shard without a sample, in a line; "" where none had."""
+    empty = sorted(number for number, marker in markers.items() if not marker["counts"]["read"])
+    return f"{len(empty):,} tasks had a shard without any sample: {some_of(empty)}" if empty else ""
 
 
 def file_entries(folder: Path) -> dict[str, dict[str, Any]]:

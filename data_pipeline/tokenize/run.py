@@ -20,15 +20,40 @@ from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
 from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.captions import load_text_tokenizer_or_refuse, text_tokenizer_hash, train_and_save
 from data_pipeline.tokenize.encoder import describe_tokenizer
-from data_pipeline.tokenize.folder import DatasetFolder, Plan
+from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from foundation.errors import DataError, Problems, RecipeError, UserError
 from foundation.progress import say, track
+from foundation.sections import Problem, check, failed_checks
 
 # May differ between runs: they do not change what a task writes.
 FREE_KEYS = frozenset({"compute", "max_bad_fraction"})
 SLICE = re.compile("[0-9]+/[0-9]+")
 TEXT_FOLDER, TEXT_FILE = "text_tokenizer", "tokenizer.json"
+
+
+class RecipeHere(TokenizeRecipe):
+    """A recipe whose checks also look at what it names: it can be carried out here and now."""
+
+    @check
+    def _buckets_fit_the_tokenizer(self) -> Iterator[Problem]:
+        from models.tokenizer import read_tokenizer_config
+
+        try:
+            side = read_tokenizer_config(self.tokenizer).downsample
+        except (ValueError, OSError) as error:
+            yield "tokenizer", str(error)
+            return
+        for place, section in enumerate(self.classes):
+            for height, width in section.buckets:
+                if height % side or width % side:
+                    words = f"[{height}, {width}] is not a multiple of {side}, the tokenizer's downsampling"
+                    yield f"classes.{place}.buckets", f"{words}; round it to one"
+
+    @check
+    def _kept_rows_are_there(self) -> Iterator[Problem]:
+        if self.keep and not is_remote(self.keep.rows) and not Path(self.keep.rows).is_file():
+            yield "keep.rows", f"{self.keep.rows} does not exist; run `bitdance data filter` first"
 
 
 @dataclass(frozen=True)
@@ -53,48 +78,46 @@ def run_tokenize(recipe: TokenizeRecipe, part: Slice | None = None) -> None:
 
 
 def _run(recipe: TokenizeRecipe, part: Slice | None) -> None:
+    _check(recipe)
     tokenizer = describe_tokenizer(recipe)
-    _check(recipe, tokenizer)
     folder = DatasetFolder(recipe.output)
     claim_folder(recipe.output, recipe, MANIFEST_NAME, FREE_KEYS)
     plan = _plan(recipe, folder, tokenizer)
     folder.sweep()
     numbers = range(len(plan.shards)) if part is None else range(part.index, len(plan.shards), part.count)
-    missing, failed = _missing(folder, plan, numbers)
+    missing, failed, changed = _missing(folder, plan, numbers)
     if missing:
         say(f"{recipe.output}: {len(missing)} of {len(numbers)} tasks to do")
         failed |= _do(recipe, plan, missing)
     else:
         say(f"{recipe.output}: all {len(numbers)} tasks were done already")
+    problems = []
     if failed:
-        lines = "\n".join(f"  task {number:05d}: {reason}" for number, reason in sorted(failed.items()))
-        raise DataError(
-            f"{len(failed)} of {len(numbers)} tasks failed, the others are done:\n{lines}\n"
+        problems.append(
+            f"{len(failed)} of {len(numbers)} tasks failed, the others are done:\n{_lines(failed)}\n"
             f"Mend what is wrong, then `bitdance data retry {recipe.output}` and the same command again. To "
             f"go on without a shard: `bitdance data retry {recipe.output} --give-up {min(failed)}`. All "
             f"reasons are in {folder.address('failed')}."
         )
+    if changed:
+        problems.append(
+            f"{len(changed)} of {len(numbers)} tasks were done with another content of their shards:\n"
+            f"{_lines(changed)}\nPut the shards back as they were; or remove these tasks' folders in "
+            f"{folder.address(TASKS)}, and the same command does them anew."
+        )
+    if problems:
+        raise DataError("\n".join(problems))
     if part is None:
         finalize_dataset(recipe.output)
 
 
-def _check(recipe: TokenizeRecipe, tokenizer: TokenizerManifest) -> None:
+def _check(recipe: TokenizeRecipe) -> None:
     problems = Problems()
-    side = tokenizer.downsample
-    for place, section in enumerate(recipe.classes):
-        for height, width in section.buckets:
-            if height % side or width % side:
-                problems.add(
-                    f"classes.{place}.buckets",
-                    f"[{height}, {width}] is not a multiple of {side}, the tokenizer's downsampling",
-                    "round it to one",
-                )
-    local = recipe.keep and not is_remote(recipe.keep.rows) and Path(recipe.keep.rows)
-    if local and not local.is_file():
-        problems.add("keep.rows", f"{local} does not exist", "run `bitdance data filter` first")
+    for location, problem in failed_checks(RecipeHere.model_construct(**dict(recipe))):
+        problems.add(".".join(map(str, location)), problem)
     problems.raise_if_any(RecipeError, "The tokenize recipe cannot be carried out")
-    if local:
-        table_version(local)  # refuses one that is damaged
+    if recipe.keep and not is_remote(recipe.keep.rows):
+        table_version(Path(recipe.keep.rows))  # refuses one that is damaged
 
 
 def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerManifest) -> Plan:
@@ -180,10 +203,17 @@ def _captions(recipe: TokenizeRecipe, shards: list[Shard]) -> Iterator[str]:
     yield from chain.from_iterable(of_each(shards, captions))
 
 
-def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[int], dict[int, str]]:
-    """Tasks to do, and tasks that failed earlier on the very same shard."""
-    missing: list[int] = []
-    failed: dict[int, str] = {}
+def _lines(tasks: dict[int, str]) -> str:
+    return "\n".join(f"  task {number:05d}: {reason}" for number, reason in sorted(tasks.items()))
+
+
+def _missing(
+    folder: DatasetFolder, plan: Plan, numbers: range
+) -> tuple[list[int], dict[int, str], dict[int, str]]:
+    """Tasks to do; tasks that failed earlier on the very same shard; and tasks that are done, with what was
+    another shard then."""
+    missing = list[int]()
+    failed, changed = dict[int, str](), dict[int, str]()
     # In this order: a task that another job commits meanwhile must not look like one without a marker.
     present, failures, markers = folder.present(), folder.failures(), folder.markers(numbers)
     given_up = folder.given_up()
@@ -193,9 +223,7 @@ def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[in
             continue
         if number in markers:
             if markers[number]["shard_bytes"] != size:
-                where = folder.address(folder.task(number))
-                label = plan.shards[number].label
-                failed[number] = f"{label} has changed since; to do it anew, remove {where}"
+                changed[number] = f"{plan.shards[number].label} has changed since"
             continue
         if number in present:
             say(f"task {number:05d} does not verify and is done again")
@@ -205,7 +233,7 @@ def _missing(folder: DatasetFolder, plan: Plan, numbers: range) -> tuple[list[in
             failed[number] = f"{failure['reason']} (failed earlier)"
         else:
             missing.append(number)
-    return missing, failed
+    return missing, failed, changed
 
 
 def _do(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> dict[int, str]:

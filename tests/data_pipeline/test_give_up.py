@@ -1,6 +1,9 @@
 """A shard that stays bad is no dead end: mended, allowed, or given up."""
 
 import json
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,12 @@ from photo_shards import picture, tokenize_recipe, write_shards, write_tar, writ
 from typer.testing import CliRunner
 
 from data_pipeline.cli import app
+from data_pipeline.ingest.shards import Shard
 from data_pipeline.latents import LatentDataset
-from data_pipeline.manifest import parse_manifest
+from data_pipeline.manifest import TextTokenizerManifest, TokenizerManifest, parse_manifest
 from data_pipeline.status import clear_failures, print_status, read_status
+from data_pipeline.store import PlaceUnusable
+from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.run import run_tokenize
 from data_pipeline.verify import verify_dataset
 from foundation.errors import DataError, RecipeError
@@ -60,6 +66,44 @@ def test_a_given_up_shard_may_go_and_more_bad_samples_may_be_allowed(begun, tmp_
     alone = parse_manifest((tmp_path / "other" / "manifest.json").read_text(), "manifest.json")
     assert alone.tasks == 2 and '"given_up"' not in (tmp_path / "other" / "manifest.json").read_text()
     assert [c.samples for c in alone.classes] == [c.samples for c in manifest.classes]
+
+
+def test_retry_on_a_full_disk_is_said_and_goes_on_when_there_is_room(tmp_path):
+    """With each page more of free room it comes further; to forget failures takes none."""
+    disk, latents = tmp_path / "disk", tmp_path / "disk" / "latents"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    try:
+        folder, shards = DatasetFolder(latents), (Shard("a.tar", 5), Shard("b.tar", 6))
+        tokenizer = TokenizerManifest(
+            fingerprint="f", downsample=16, bits_per_token=16, dtype="float32", folder="t"
+        )
+        text = TextTokenizerManifest(name="n", inside=False, vocab_size=9, sha256="s")
+        folder.write_plan(Plan(shards, tokenizer, text))
+        for number, shard in enumerate(shards):
+            folder.fail(number, shard, "damaged")
+        errors = list[PlaceUnusable]()
+        for pages in range(20):
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
+            (disk / "ballast").write_bytes(bytes(free - pages * 4096))
+            result = CliRunner().invoke(app, ["retry", str(latents), "--give-up", "0", "--give-up", "1"])
+            (disk / "ballast").unlink()
+            assert not [path for path in latents.rglob(".*") if path.is_file()]
+            assert folder.failures().keys() | folder.given_up().keys() == {0, 1}  # each is one of both, whole
+            if result.exit_code == 0:
+                break
+            assert isinstance(result.exception, PlaceUnusable)
+            errors.append(result.exception)
+        assert errors and all(
+            re.fullmatch(r"[^\n]*latents[^\n]*No space left[^\n]*", str(error)) for error in errors
+        )
+        assert folder.given_up()[1]["reason"] == "damaged" and not folder.failures()
+        folder.fail(0, shards[0], "damaged")
+        (disk / "ballast").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize))
+        assert clear_failures(latents) == 1
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_failed_task_lists_its_bad_samples(begun):

@@ -103,8 +103,11 @@ def test_an_unfinished_folder_says_how_to_finish_it(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match="bitdance data finalize"):
         LatentDataset(str(folder))
-    with pytest.raises(DataError, match="there is no such folder"):
+    with pytest.raises(DataError, match="there is no such folder; run `bitdance data tokenize RECIPE`"):
         LatentDataset(str(folder / "elsewhere"))
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=r"No such file.*; run `bitdance data tokenize RECIPE`, whose output"):
+        LatentDataset(str(folder / "empty"))
 
 
 def test_a_pickle_column_is_refused(folder: Path) -> None:

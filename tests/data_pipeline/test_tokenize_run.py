@@ -8,16 +8,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from photo_shards import SIZES, picture, tokenize_recipe, tree, write_shards, write_tar, write_tokenizer
+from typer.testing import CliRunner
 
 from data_pipeline.buckets import fit_to_bucket
+from data_pipeline.cli import app
 from data_pipeline.images import decode_image
 from data_pipeline.latents import LatentDataset
 from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.records import unpack_bits
+from data_pipeline.status import print_status, read_status
 from data_pipeline.tokenize.folder import DatasetFolder
 from data_pipeline.tokenize.run import Slice, run_tokenize
+from data_pipeline.verify import verify_dataset
 from foundation.errors import DataError, RecipeError
 from models.tokenizer import load_tokenizer
 
@@ -173,6 +178,20 @@ def test_problems_of_a_recipe_come_together(work):
     assert not (work / "latents").exists()
 
 
+def test_what_does_not_fit_the_tokenizer_is_told_with_all_other_mistakes(work):
+    values = tokenize_recipe(work).model_dump(mode="json")
+    values |= {"classes": [{"resolution": 32, "buckets": [[32, 40]]}], "keep": {"rows": "none", "by": "uid"}}
+    (work / "recipe.yaml").write_text(yaml.safe_dump(values | {"batchpixels": 1, "dtype": "float31"}))
+    result = CliRunner().invoke(app, ["tokenize", str(work / "recipe.yaml")])
+    assert isinstance(result.exception, RecipeError)
+    for part in ("4 problems", "[32, 40] is not a multiple of 16", "none does not", "batchpixels", "float31"):
+        assert part in str(result.exception)
+    (work / "recipe.yaml").write_text(yaml.safe_dump(values | {"tokenizer": str(work), "dtype": "float31"}))
+    result = CliRunner().invoke(app, ["tokenize", str(work / "recipe.yaml")])
+    for part in ("3 problems", "tokenizer: ", "ae_config.json", "none does not", "float31"):
+        assert part in str(result.exception)
+
+
 def test_largest_takes_each_picture_once(work):
     run_tokenize(tokenize_recipe(work, assign="largest"))
     found = records(work / "latents")
@@ -308,8 +327,45 @@ def test_a_replaced_shard_is_noticed(work):
     shutil.copy(work / "shards" / "00000.tar", work / "shards" / "00001.tar")
     with open(work / "shards" / "00001.tar", "ab") as tar:
         tar.write(bytes(1024))
-    with pytest.raises(DataError, match=r"task 00001: .*00001\.tar has changed since"):
+    with pytest.raises(DataError, match=r"task 00001: .*00001\.tar has changed since(?![\s\S]*retry)"):
         run_tokenize(tokenize_recipe(work))
+
+
+def test_a_shard_without_samples_is_a_task_without_records(work, capsys):
+    """As the downloader leaves one of which no picture could be had."""
+    write_tar(work / "shards" / "00001.tar", [])
+    run_tokenize(tokenize_recipe(work))
+    assert "\n1 tasks had a shard without any sample: 00001\n" in capsys.readouterr().out
+    print_status(read_status(work / "latents"))
+    assert "\n1 tasks had a shard without any sample: 00001\n" in capsys.readouterr().out
+    verify_dataset(work / "latents", deep=True)
+    assert {key[:5] for _, key in records(work / "latents")} == {"00000", "00002"}
+
+
+def test_shards_without_any_sample_end_in_one_remedy_that_works(work, capsys):
+    for name in ("00000.tar", "00002.tar"):
+        (work / "shards" / name).unlink()
+    whole = (work / "shards" / "00001.tar").read_bytes()
+    write_tar(work / "shards" / "00001.tar", [])
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=r"^.*latents: no task holds a sample: 0 samples read, .* remove "
+        ):
+            run_tokenize(tokenize_recipe(work))
+    capsys.readouterr()
+    print_status(read_status(work / "latents"))
+    said = capsys.readouterr().out
+    assert (
+        "1 of 1 tasks done" in said and "`bitdance data finalize` finishes the dataset, or says why" in said
+    )
+    (work / "shards" / "00001.tar").write_bytes(whole)
+    with pytest.raises(
+        DataError, match=r"00001\.tar has changed since\n.* remove these tasks' folders in .*tasks"
+    ):
+        run_tokenize(tokenize_recipe(work))
+    shutil.rmtree(work / "latents" / "tasks" / "00000")
+    run_tokenize(tokenize_recipe(work))
+    assert len(records(work / "latents")) == 11
 
 
 def test_hashes_by_another_definition_are_not_compared(work):

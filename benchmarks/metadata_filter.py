@@ -32,19 +32,24 @@ BY_HAND = (
 )
 
 
+DUPLICATES = 5  # one row in so many has the url of another, far away
+
+
 def synthesize(folder: Path, rows: int) -> None:
     """Tables of a million rows with urls and captions of realistic length."""
+    distinct = rows - rows // DUPLICATES
     for start in range(0, rows, 1_000_000):
         count = min(1_000_000, rows - start)
         file = folder / f"{start:012d}.parquet"
         duckdb.execute(
             "COPY (SELECT "
-            "'https://images.site' || (i % 50000) || '.example/photo/' || md5(i::VARCHAR) || '.jpg' AS URL, "
+            "'https://images.site' || (n % 50000) || '.example/photo/' || md5(n::VARCHAR) || '.jpg' AS URL, "
             "'a photograph of ' || md5((i * 7)::VARCHAR) || ' in the evening light' AS TEXT, "
             "(200 + random() * 1800)::DOUBLE AS WIDTH, (200 + random() * 1800)::DOUBLE AS HEIGHT, "
             "random() * 0.5 AS similarity, random()::FLOAT AS punsafe, random()::FLOAT AS pwatermark, "
             "(3 + random() * 4)::FLOAT AS AESTHETIC_SCORE, (hash(i) >> 1)::BIGINT AS hash "
-            f"FROM range({start}, {start + count}) t(i)) TO '{file}' (FORMAT parquet)"
+            f"FROM (SELECT i, i % {distinct} AS n FROM range({start}, {start + count}) t(i))) "
+            f"TO '{file}' (FORMAT parquet)"
         )
 
 
@@ -56,7 +61,9 @@ def main() -> None:
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--deduplicate", action="store_true", help="only: one row per url, over all rows")
     arguments = parser.parse_args()
-    rules = [{"rule": "deduplicate", "by": "url"}] if arguments.deduplicate else RULES
+    best = {"column": "aesthetic"}
+    one_per_url = {"rule": "deduplicate", "by": "url", "prefer": [best]}
+    rules = [one_per_url] if arguments.deduplicate else RULES
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         synthesize(folder, arguments.rows)
@@ -74,7 +81,9 @@ def main() -> None:
         print(f"filter: {arguments.rows / funnel.seconds:,.0f} rows/s on {arguments.threads} threads")
         # What the same work makes of cores that nobody else uses.
         print(f"filter: {arguments.rows / cpu:,.0f} rows per second of one core's time")
-        if not arguments.deduplicate:
+        if arguments.deduplicate:
+            assert funnel.kept == arguments.rows - arguments.rows // DUPLICATES
+        else:
             started = time.monotonic()
             duckdb.execute(f"SET threads = {arguments.threads}")
             duckdb.execute(

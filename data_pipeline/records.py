@@ -30,7 +30,7 @@ LATENT_COLUMNS: dict[str, str] = {
 MAX_TEXT_TOKENS = 65_535  # n_text is stored as uint16, in the records and in the side index
 
 _SIZES, _UINT16 = struct.Struct("<4I"), struct.Struct("<H")
-_SCORES = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_SCORES = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord, pack_bits, packed_size, unpack_bits
 from data_pipeline.streaming_import import MDSWriter
+from data_pipeline.tokenize.writer import Source, TaskWriter
+
+LIMIT = 4000  # bytes of a shard: the last record gets its own
 
 
 def test_bit_order_is_raster_channels_first_bit_lowest():
@@ -53,7 +56,7 @@ def test_record_round_trip():
 
 def test_the_bytes_are_those_that_the_library_writes(tmp_path):
     """Columns of any length, empty and non-ASCII ones among them."""
-    writer = MDSWriter(columns=LATENT_COLUMNS, out=str(tmp_path / "mds"))
+    writer = MDSWriter(columns=LATENT_COLUMNS, out=str(tmp_path / "mds"), hashes=["sha256"], size_limit=LIMIT)
     records = [
         LatentRecord(b"", 0, 0, "", 0, "", {}),
         LatentRecord(b"\x01\xff", 1, 65535, "Löwe \U0001f981", 65535, "k-é", {"b": 1.5, "a": None, "c": "ü"}),
@@ -61,6 +64,15 @@ def test_the_bytes_are_those_that_the_library_writes(tmp_path):
     ]
     for record in records:
         assert record.to_bytes() == writer.encode_sample(record.to_mds())
+        writer.write(record.to_mds())
+    writer.finish()
+    task = TaskWriter(tmp_path, LIMIT)
+    for record in records:
+        task.write(64, 0, record, Source(0, 0, 0.0))
+    task.finish()
+    assert len(list((tmp_path / "64").glob("*.mds"))) == 2
+    for path in (tmp_path / "64").iterdir():
+        assert path.read_bytes() == (tmp_path / "mds" / path.name).read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):
         LatentRecord(b"", 1, 1, "", 0, "", {"a": float("nan")}).to_bytes()
     with pytest.raises(struct.error):

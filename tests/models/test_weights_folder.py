@@ -9,7 +9,7 @@ import pytest
 import tiny_models as cases
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from models.tensor_files.safetensors_files import Place, SafetensorsWriter
 from models.tensor_files.strict import specs_in
@@ -361,6 +361,25 @@ def test_an_export_hands_on_what_others_read(tmp_path: Path) -> None:
     assert llm.config.rope_theta == values["rope_theta"] == 10_000.0
     assert llm.model.embed_tokens.padding_idx == 4
     assert torch.equal(llm.lm_head.weight, load_folder(tmp_path / "a").model.llm.lm_head.weight)
+
+
+def test_the_rotary_base_stands_where_the_published_code_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where transformers 5 has written the file, which has it in `rope_parameters` alone."""
+    save = Qwen3Config.save_pretrained
+
+    def as_transformers_5(config: Qwen3Config, folder: Path) -> None:
+        save(config, folder)
+        values = json.loads((folder / "config.json").read_text())
+        values["rope_parameters"] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
+        (folder / "config.json").write_text(json.dumps(values))
+
+    monkeypatch.setattr(Qwen3Config, "save_pretrained", as_transformers_5)
+    model = saved(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["rope_theta"] == values["rope_parameters"]["rope_theta"] == model.config.llm.rope_theta
+    open_folder(tmp_path)
 
 
 def test_a_copy_of_tied_embeddings_is_accepted_only_where_it_is_one(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from foundation.errors import ExitCode, Problems
 from slurm.controller import SlurmError, missing_commands, show
-from slurm.site import Site, SiteFile
+from slurm.site import SITE_FILE, Site, SiteFile
 from slurm.work import Work
 from trainer.recipe import StageRecipe
 
@@ -99,15 +99,17 @@ def _check_size(
             f"{site.time_limit} is above {partition['MaxTime']}, the most of {where}",
             "lower it",
         )
-    if site.gpus_per_node:
-        named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
-        most = max((gpus_of(node) for node in named), default=0)
-        if most < site.gpus_per_node:
-            problems.add(
-                "GPUS_PER_NODE",
-                f"{site.gpus_per_node} are wanted, the nodes of {where} have {most}",
-                "lower it",
-            )
+    if wanted is not None and site.save_seconds >= wanted:
+        found = f"{site.save_seconds} s before the limit of {site.time_limit} is before the start"
+        problems.add("SAVE_SECONDS", found, "lower it, or raise TIME_LIMIT")
+    named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
+    most = max((gpus_of(node) for node in named), default=0)
+    if most < site.gpus_per_node:
+        found = f"{site.gpus_per_node} are wanted, the nodes of {where} have {most}"
+        problems.add("GPUS_PER_NODE", found, "lower it")
+    if most and "gpus_per_node" not in site.model_fields_set:
+        found = f"the nodes of {where} have {most} GPUs, and how many a job is to use is not said"
+        problems.add("GPUS_PER_NODE", found, f"set it in the site file, {SITE_FILE} or --site; 0 for none")
 
 
 def seconds_of(text: str | None) -> int | None:

@@ -17,7 +17,7 @@ from whole_runs import COMPUTED
 ROOT = Path(__file__).parents[2]
 STEPS = 40
 EVERY = 5  # steps between checkpoints
-PATIENCE = 240.0
+PATIENCE = 600.0  # seconds; where every core has ten processes waiting for it, a start takes minutes
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Lab:
     def site(self, **more: str) -> Path:
         """A site file for the test cluster."""
         values = {"PARTITION": "main", "SHARED_FOLDERS": f"{ROOT}:{self.folder}:{sys.prefix}:/tmp"}
-        values |= {"CPUS_PER_TASK": "1", "MEMORY_PER_NODE": "2G"} | more
+        values |= {"GPUS_PER_NODE": "0", "CPUS_PER_TASK": "1", "MEMORY_PER_NODE": "2G"} | more
         if self.cluster.namespaces:
             values["NETWORK_INTERFACE"] = "eth0"
         lines = [f'{key}="{value}"' for key, value in values.items()]
@@ -55,7 +55,7 @@ class Lab:
             env=self.cluster.environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
             check=False,
         )
 

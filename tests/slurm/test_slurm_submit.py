@@ -28,11 +28,12 @@ def test_all_that_is_wrong_is_said_at_once(lab: Lab) -> None:
 
 
 def test_what_the_partition_does_not_give(lab: Lab) -> None:
-    site = lab.site(PARTITION="closed", TIME_LIMIT="02:00:00", GPUS_PER_NODE="16")
+    site = lab.site(PARTITION="closed", TIME_LIMIT="02:00:00", SAVE_SECONDS="7200", GPUS_PER_NODE="16")
     message = refused(lab, "--nodes", "5", site=site)
     assert "you may not use it: only the groups nobody-is-in-it may" in message
     assert "5 nodes asked for, partition closed has 4" in message
     assert "02:00:00 is above 01:00:00" in message
+    assert "7200 s before the limit of 02:00:00 is before the start" in message
     assert "16 are wanted, the nodes of partition closed have 8" in message
     assert "8 samples cannot be shared out among 80 GPUs" in message
 
@@ -44,6 +45,14 @@ def test_a_model_that_needs_more_gpus(lab: Lab) -> None:
     site = lab.site(GPUS_PER_NODE="1", GPU_KIND="a100-40g")
     message = refused(lab, site=site, model__random=random, model__head={"width": 1024})
     assert "it needs more than the 1 GPUs (a100-40g) asked for" in message
+
+
+def test_gpus_are_not_forgotten(lab: Lab) -> None:
+    """Without a word about them a large model would train on the nodes' CPUs."""
+    site = lab.folder / "site-silent.env"
+    site.write_text("PARTITION=main\n")
+    message = refused(lab, site=site)
+    assert "partition main have 8 GPUs, and how many a job is to use is not said" in message
 
 
 def test_without_slurm(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

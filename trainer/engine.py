@@ -48,7 +48,7 @@ def start_distributed(extensions_folder: Path) -> None:
     device = training_device()
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it looks for one, and warns where it finds none
     deepspeed = _import_deepspeed()
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = {}  # asked for that collective alone; to fill it runs compilers
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed calls collectives under names that torch 2.13 has new ones for, and each call would say so.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

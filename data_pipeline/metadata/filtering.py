@@ -268,15 +268,16 @@ class _Filtering:
         """Write the rows that are left beside the output: a table rule goes over them several times."""
         self.stages += 1
         path = self.partial / f"stage-{self.stages}.parquet"
-        self._copy(self.rows, path)
+        self._copy(self.rows, path, "snappy")  # read a few times, and gone: zstd's time would be wasted
         self.rows = f"SELECT * FROM read_parquet({sql_text(str(path))})"
 
     def _stage_scan(self) -> str:
         path = self.partial / f"stage-{self.stages}.parquet"
         return f"read_parquet({sql_text(str(path))}, file_row_number = true)"
 
-    def _copy(self, rows: str, path: Path) -> None:
-        self.connection.execute(f"COPY ({rows}) TO {sql_text(str(path))} (FORMAT parquet, COMPRESSION zstd)")
+    def _copy(self, rows: str, path: Path, compression: str = "zstd") -> None:
+        target = f"{sql_text(str(path))} (FORMAT parquet, COMPRESSION {compression})"
+        self.connection.execute(f"COPY ({rows}) TO {target}")
 
     def _count(self, rows: str) -> int:
         table = rows if rows.isidentifier() else f"({rows})"

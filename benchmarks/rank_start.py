@@ -2,9 +2,8 @@
 
     python benchmarks/rank_start.py [--ranks 2] [--repeats 3]
 
-Starts `python -m slurm.rank` as srun does (preflight included) on a tiny model, without a cluster: a script
-of two lines stands for `scontrol`, which the ranks ask for the names of their nodes alone. The first start
-makes the run; those that are measured go on from its checkpoint, as after a fault. `CPU` is of one rank.
+Starts `python -m slurm.rank` as srun does (preflight included) on a tiny model, without a cluster. The first
+start makes the run; those that are measured go on from its checkpoint, as after a fault. `CPU` is one rank's.
 """
 
 import argparse
@@ -29,13 +28,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 300.0  # seconds for a start
 
 
-def start_ranks(folder: Path, recipe: Path, ranks: int) -> list[subprocess.Popen[bytes]]:
+def start_ranks(recipe: Path, ranks: int) -> list[subprocess.Popen[bytes]]:
     """One process per rank, with what srun and the batch script would have put into its environment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = os.environ | {
-        "PATH": f"{folder}:{os.environ['PATH']}",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
@@ -45,7 +43,7 @@ def start_ranks(folder: Path, recipe: Path, ranks: int) -> list[subprocess.Popen
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "slurm.rank", str(recipe)],
+            [sys.executable, "-m", "slurm.rank", str(recipe), "--nodes", "n1"],
             cwd=ROOT,
             env=common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
             stdout=subprocess.DEVNULL,
@@ -70,7 +68,7 @@ def measure(folder: Path, recipe: Path, ranks: int) -> tuple[float, float]:
     """Seconds to a start's first step, and a rank's CPU seconds until then; it saves and ends after that."""
     run = folder / "run"
     before, started = steps_done(run), time.perf_counter()
-    processes = start_ranks(folder, recipe, ranks)
+    processes = start_ranks(recipe, ranks)
     while steps_done(run) <= before:
         assert all(process.poll() is None for process in processes), f"a rank has died: see {run}/logs"
         assert time.perf_counter() - started < PATIENCE, "no step"
@@ -93,8 +91,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_inputs(folder)
-        (folder / "scontrol").write_text("#!/bin/sh\necho n1\n")
-        (folder / "scontrol").chmod(0o755)
         recipe = write_recipe(folder, steps=1_000_000)
         measure(folder, recipe, options.ranks)
         found = [measure(folder, recipe, options.ranks) for _ in range(options.repeats)]

@@ -10,7 +10,6 @@ from pathlib import Path
 from foundation.errors import ExitCode, UserError
 from foundation.progress import say
 from foundation.recipes import load_recipe
-from slurm.controller import expand_nodes
 from slurm.history import JobFolder
 from slurm.node_checks import Limits
 from slurm.preflight import announce, preflight
@@ -49,21 +48,20 @@ def start(stop: StopFlag, arguments: list[str] | None = None) -> int:
             say(f"{recipe.run} is finished: {finished} steps, the model is in {recipe.run}/export")
         return ExitCode.DONE
     limits = Limits(**{f.name: getattr(options, f.name) for f in fields(Limits)})
-    nodes = os.environ["SLURM_JOB_NODELIST"]
-    verdict = preflight(recipe, limits, expand_nodes(nodes))
+    verdict = preflight(recipe, limits, options.nodes.split())
     if speaks:
         announce(verdict, os.environ)
-        _note_start(recipe, nodes)
+        _note_start(recipe)
     code = verdict.code
     if not verdict.bad:
         code = run_rank(recipe, stop, despite_no_progress=options.despite_no_progress)
     return ExitCode.DONE if code == ExitCode.REQUEUE else code
 
 
-def _note_start(recipe: StageRecipe, nodes: str) -> None:
+def _note_start(recipe: StageRecipe) -> None:
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     job = int(os.environ["SLURM_JOB_ID"])
-    JobFolder.of_run(recipe.run).note("start", job, restart=restart, nodes=nodes)
+    JobFolder.of_run(recipe.run).note("start", job, restart=restart, nodes=os.environ["SLURM_JOB_NODELIST"])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--despite-no-progress", action="store_true")
+    # Not asked of scontrol: there is none in a container.
+    parser.add_argument("--nodes", required=True, help="all nodes of the job, in Slurm's order")
     limits = parser.add_argument_group("preflight: a node counts as bad below (above) these")
     for f in fields(Limits):
         limits.add_argument(f"--{f.name.replace('_', '-')}", type=float, default=f.default)

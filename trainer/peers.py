@@ -11,25 +11,25 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from foundation.errors import ExitCode, UserError
 
-LAST_WAIT = timedelta(seconds=10)
+LAST_WAIT = 10.0  # seconds
 LOOK_SECONDS = 1.0  # between two looks for a fault of another rank
 HEED_SECONDS = 3.0  # in which a rank may come to an end by itself: it may have met the same fault
 
 
-def stop_distributed() -> None:
+def stop_distributed(waits: Callable[[], bool] = lambda: True) -> None:
     """Leave the process group; without this, now and then a process aborts at its exit.
 
     Rank 0, from which the others hear last, goes last: what it has said could be lost with its connections.
-    It does not wait for long.
+    It does not wait for long, and only while ``waits`` says so.
     """
     if not dist.is_initialized():
         return
@@ -38,7 +38,10 @@ def stop_distributed() -> None:
         if rank:
             _say_left(rank)
         elif ranks > 1:
-            _get_default_store().wait([f"left/{other}" for other in range(1, ranks)], LAST_WAIT)
+            others = [f"left/{other}" for other in range(1, ranks)]
+            last = time.monotonic() + LAST_WAIT
+            while not _get_default_store().check(others) and waits() and time.monotonic() < last:
+                time.sleep(0.02)
     dist.destroy_process_group()
 
 

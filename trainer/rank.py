@@ -88,6 +88,7 @@ def _train(
     from trainer.watchdog import LEAVE_SECONDS, ends_within
 
     torch.set_num_threads(recipe.world.threads)
+    crashed = False
     try:
         start_distributed(run.extensions)
         gc.freeze()
@@ -120,11 +121,13 @@ def _train(
     except Exception as error:
         code = told_fault()
         if code is None:
+            crashed = True
             raise
         raise OtherRanksFault(code) from error  # its leaving is what this rank has met
     finally:
         with ends_within(LEAVE_SECONDS):  # a broken rank's connections may never close
-            stop_distributed()
+            # srun, where a rank was killed, tells the others to stop, and waits for them.
+            stop_distributed(lambda: not (crashed and stop.asked))
 
 
 def _begin(run: RunFolder, ranks: int, despite_no_progress: bool) -> tuple[int | None, IO[str] | None]:

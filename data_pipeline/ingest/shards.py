@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, TypeVar, cast
@@ -22,7 +21,7 @@ from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused, checked, printable
 from data_pipeline.ingest.storage import exists, matching_files, matching_folders, open_stream, reaching
 from data_pipeline.ingest.tables import open_table, read_table
-from data_pipeline.ingest.tars import read_tar
+from data_pipeline.ingest.tars import DAMAGE, read_tar, tars_inside
 from foundation.errors import DataError, Problems
 from foundation.progress import say
 
@@ -163,16 +162,14 @@ def _list_manifests(pattern: str, section: InputSection, problems: Problems) -> 
 def _list_class_tars(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
     for path, size in matching_files(pattern, ".tar").items():
         try:
-            with open_stream(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-                head = tar.next()
-                if head is None or not head.name.endswith(".tar"):
-                    yield Shard(path, size)
-                    continue
-                for member in tar:  # from the first one again
-                    if member.isreg() and member.name.endswith(".tar"):
-                        yield Shard(path, member.size, member.offset_data, name=os.path.basename(member.name))
-        except tarfile.TarError as error:
+            with open_stream(path) as stream:
+                inner = [
+                    Shard(path, length, first, name=name) for name, first, length in tars_inside(stream, size)
+                ]
+        except DAMAGE as error:
             problems.add(path, f"is no tar, damaged or cut short ({error})", "fetch it again")
+        else:
+            yield from inner or [Shard(path, size)]
 
 
 _LISTERS: dict[str, Callable[[str, InputSection, Problems], Iterator[Shard]]] = {

@@ -41,7 +41,7 @@ def open_stream(path: str) -> Iterator[IO[bytes]]:
         else:
             with open(path, "rb") as stream:
                 yield stream
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} does not exist") from None
 
 

@@ -18,6 +18,16 @@ from foundation.errors import DataError
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 BUFFER_BYTES = 1 << 16  # tarfile copies what is left of it at each read of a header
+EXTENDED_TYPES = (
+    b"x",
+    b"g",
+    b"X",
+    b"L",
+    b"K",
+)  # headers about the next member: their content is a long name, or attributes
+EXTENDED_BYTES = 1 << 14  # of such a content: it is read whole, and parsed in time that grows with its square
+# What tarfile raises about headers that lie, besides its own errors.
+DAMAGE = (tarfile.TarError, EOFError, ValueError, LookupError, OverflowError)
 MEND = "fetch it again, or take it out of the recipe's input"
 
 
@@ -56,7 +66,9 @@ def _members(
     """The regular files of a tar as webdataset's grouping takes them, after checking each member."""
     watched = _Watched(stream)
     try:
-        with tarfile.open(fileobj=cast(IO[bytes], watched), mode="r|", bufsize=BUFFER_BYTES) as tar:
+        with tarfile.open(
+            fileobj=cast(IO[bytes], watched), mode="r|", bufsize=BUFFER_BYTES, tarinfo=Header
+        ) as tar:
             for member in tar:
                 _check_member(member, name)
                 if not member.isreg():
@@ -70,10 +82,49 @@ def _members(
                     raise tarfile.ReadError("unexpected end of data")
                 yield {"fname": member.name, "data": data, "__url__": name}
             end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"{name} is no tar, damaged or cut short ({error}); {MEND}") from None
     if not watched.ends_at(end):
         raise DataError(f"{name} is damaged or cut short behind byte {end}; {MEND}")
+
+
+def tars_inside(stream: IO[bytes], size: int) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and bytes of each tar in a tar; none where its first member is not one.
+
+    Args:
+        stream: the outer tar, which can be searched.
+        size: its bytes.
+
+    Raises:
+        one of DAMAGE: it is damaged, cut short, compressed, or no tar.
+    """
+    with tarfile.open(fileobj=stream, mode="r:", tarinfo=Header) as tar:
+        head = tar.next()
+        if head is None or not head.name.endswith(".tar"):
+            return
+        for member in tar:  # from the first one again
+            # Looked at before tarfile goes to where the next header would be: behind the end, or back.
+            if member.issparse() or not 0 <= member.size <= size - member.offset_data:
+                raise tarfile.ReadError(f"{member.name!r} is sparse, or claims {member.size} bytes")
+            if member.isreg() and member.name.endswith(".tar"):
+                yield PurePosixPath(member.name).name, member.offset_data, member.size
+        # A damaged header passes for the end.
+        stream.seek(tar.offset)
+        if stream.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
+
+
+class Header(tarfile.TarInfo):
+    """A member's header; one that would make tarfile read without end is refused."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+        """The header in a block of 512 bytes."""
+        header = super().frombuf(buf, encoding, errors)
+        extended = header.type in EXTENDED_TYPES
+        if header.size < 0 or (extended and header.size > EXTENDED_BYTES):
+            raise tarfile.ReadError(f"a header claims {header.size} bytes")
+        return header
 
 
 def _check_member(member: tarfile.TarInfo, name: str) -> None:
@@ -82,7 +133,7 @@ def _check_member(member: tarfile.TarInfo, name: str) -> None:
         problem = "has a path that leads outside"
     elif member.issym() or member.islnk():
         problem = "is a link"
-    elif not (member.isreg() or member.isdir()):
+    elif member.issparse() or not (member.isreg() or member.isdir()):
         problem = "is a device or another special file"
     else:
         return
@@ -122,15 +173,22 @@ def _sample(key: str, group: dict[str, Any]) -> RawSample | Refused:
 
 
 class _Watched:
-    """A stream that remembers how much has been read, and where the last byte stood that is not zero."""
+    """A stream that remembers how much has been read, and where the last byte stood that is not zero.
+
+    Its end is told once. `tarfile` goes to a place ahead by reading, and does not stop at the end.
+    """
 
     def __init__(self, stream: IO[bytes]):
         self.stream = stream
         self.position = 0
         self.content_end = 0
+        self.ended = False
 
     def read(self, size: int = -1) -> bytes:
+        if self.ended:
+            raise tarfile.ReadError("unexpected end of data")
         data = self.stream.read(size)
+        self.ended = not data
         content = len(data.rstrip(b"\0"))
         if content:
             self.content_end = self.position + content
@@ -142,6 +200,6 @@ class _Watched:
 
         `tarfile` itself takes a damaged header in the middle of a tar, or the end of the file, for the end.
         """
-        while self.read(1 << 20):
-            pass
+        while not self.ended:
+            self.read(1 << 20)
         return self.content_end <= offset and self.position >= offset + 2 * tarfile.BLOCKSIZE

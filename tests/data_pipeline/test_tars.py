@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.ingest.samples import RawSample, Refused
-from data_pipeline.ingest.tars import read_tar
+from data_pipeline.ingest.tars import DAMAGE, read_tar, tars_inside
 from foundation.errors import DataError
 
 CAP = 1 << 20
@@ -126,3 +126,70 @@ def test_a_damaged_header_never_passes_for_the_end(place, flip):
 def test_what_is_no_tar_is_refused():
     with pytest.raises(DataError, match=r"x\.tar is no tar, damaged or cut short"):
         read(b"hello" * 1000)
+
+
+class Counted(io.BytesIO):
+    """A file that is not read for ever."""
+
+    reads = 0
+
+    def read(self, size=-1):
+        self.reads += 1
+        assert self.reads < 200, "it is read without end"
+        return super().read(size)
+
+
+def header(name, size, kind=b"0"):
+    """A header that claims any number of bytes, in base 256 where octal digits do not hold it."""
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[124:136] = b"%011o\0" % size if 0 <= size < 8**11 else (size % (1 << 96)).to_bytes(12, "big")
+    if not 0 <= size < 8**11:
+        block[124] = 0xFF if size < 0 else 0x80
+    block[148:156], block[156:157], block[257:265] = b" " * 8, kind, b"ustar\x0000"
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def attributes(text):
+    """An extended header about the next member."""
+    return header(b"x", len(text), b"x") + text.ljust(-(-len(text) // 512) * 512, b"\0")
+
+
+MEMBER = header(b"n02.tar", 0)
+LIES = {
+    "negative": header(b"n02.tar", -512),
+    "back to the first": header(b"n02.tar", -4096),
+    "2^40": header(b"n02.tar", 1 << 40),
+    "2^70": header(b"n02.tar", 1 << 70),
+    "extended header of 2^40": header(b"x", 1 << 40, b"x") + MEMBER,
+    "extended header of 1 MB": attributes(b"1" * (1 << 20)) + MEMBER,
+    "negative long name": header(b"././@LongLink", -512, b"L") + MEMBER,
+    "negative by attribute": attributes(b"15 size=-10240\n") + MEMBER,
+    "2^70 by attribute": attributes(b"30 size=%d\n" % (1 << 70)) + MEMBER,
+    "sparse": header(b"n02.tar", 512, b"S") + b"\xff" * 512,
+    "sparse by attribute": attributes(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + MEMBER,
+    "global size": header(b"g", 11, b"g") + b"11 size=-5\n".ljust(512, b"\0") + MEMBER,
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_headers_that_lie_about_sizes_refuse_the_tar_at_once(lie):
+    members = [("n01.tar", b"x" * 700), ("n01.jpg", b"x")]
+    honest = make_tar(members).rstrip(b"\0")
+    honest += bytes(-len(honest) % 512)
+    for start in (b"", honest):
+        data = start + LIES[lie] + bytes(1024)
+        with pytest.raises(DataError, match=r"damaged or cut short|is a device or another special"):
+            list(read_tar(Counted(data), "x.tar", CAP))
+        with pytest.raises(DAMAGE):
+            assert not list(tars_inside(Counted(data), len(data)))
+
+
+def test_a_tar_of_tars_with_a_damaged_header_is_not_taken_for_a_shorter_one():
+    data = bytearray(make_tar([("n01.tar", b"x" * 700), ("n02.tar", b"y" * 10)]))
+    whole = [("n01.tar", 512, 700), ("n02.tar", 2048, 10)]
+    assert list(tars_inside(io.BytesIO(data), len(data))) == whole
+    data[1536] ^= 1
+    with pytest.raises(tarfile.ReadError, match="no end mark at byte 1536"):
+        list(tars_inside(io.BytesIO(data), len(data)))

@@ -55,24 +55,29 @@ def train(
     if dry_run:
         _show(loaded, fork)
         return
-    loaded = find_run(loaded, fork)
-    finished = RunFolder(Path(loaded.run)).finished_at()
-    if finished is not None:
-        say(f"{loaded.run} is finished: {finished} steps, the model is in {loaded.run}/export")
-        return
     if started_as_rank(os.environ):
-        from trainer.rank import run_rank
-        from trainer.signals import StopFlag
+        from trainer.rank import join_run, leave
 
-        stop = StopFlag()
-        stop.install()
-        raise typer.Exit(run_rank(loaded, stop, despite_no_progress))
-    created = not Path(loaded.run).exists()
-    run = create_run(loaded)
-    code = launch(loaded, ["--despite-no-progress"] if despite_no_progress else [])
+        leave(join_run(lambda: _unfinished(loaded, fork), despite_no_progress))
+    found = _unfinished(loaded, fork)
+    if found is None:
+        return
+    created = not Path(found.run).exists()
+    run = create_run(found)
+    code = launch(found, ["--despite-no-progress"] if despite_no_progress else [])
     if created and code in (ExitCode.RECIPE, ExitCode.DATA) and not run.began():
         shutil.rmtree(run.path)
     raise typer.Exit(code)
+
+
+def _unfinished(recipe: StageRecipe, fork: bool) -> StageRecipe | None:
+    """The recipe, pointed at its run folder; None where that is finished, which is said."""
+    recipe = find_run(recipe, fork)
+    finished = RunFolder(Path(recipe.run)).finished_at()
+    if finished is None:
+        return recipe
+    say(f"{recipe.run} is finished: {finished} steps, the model is in {recipe.run}/export")
+    return None
 
 
 def _show(recipe: StageRecipe, fork: bool) -> None:

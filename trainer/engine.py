@@ -19,7 +19,6 @@ import os
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -37,14 +36,8 @@ M = TypeVar("M", bound=nn.Module)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def start_distributed(extensions_folder: Path) -> None:
-    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
-
-    Args:
-        extensions_folder: where this run's own compiled extensions go; builds of two jobs collide in a shared
-            one.
-    """
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder)
+def start_distributed() -> None:
+    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe."""
     device = training_device()
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it looks for one, and warns where it finds none
     deepspeed = _import_deepspeed()

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from foundation.errors import ExitCode, UserError
 
+T = TypeVar("T")
 LAST_WAIT = 10.0  # seconds
 LOOK_SECONDS = 1.0  # between two looks for a fault of another rank
 HEED_SECONDS = 3.0  # in which a rank may come to an end by itself: it may have met the same fault
@@ -47,6 +49,25 @@ def stop_distributed(waits: Callable[[], bool] = lambda: True) -> None:
 
 def _say_left(rank: int) -> None:
     _get_default_store().set(f"left/{rank}", "")
+
+
+def decided_by_first(decide: Callable[[], T]) -> T:
+    """What rank 0 decides, on all ranks (collective).
+
+    Raises:
+        UserError, OSError: on all ranks, what rank 0 has met.
+    """
+    answer: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [decide()]
+        except (UserError, OSError) as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], UserError | OSError):
+        raise answer[0]
+    decision: T = answer[0]
+    return decision
 
 
 def first_to_say(error: UserError) -> bool:

@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 from foundation.errors import ExitCode, RecipeError, UserError
 from foundation.progress import say
@@ -52,12 +53,47 @@ def main(arguments: list[str] | None = None) -> int:
     return run_rank(recipe, stop, options.despite_no_progress)
 
 
+def join_run(find: Callable[[], StageRecipe | None], despite_no_progress: bool) -> int:
+    """Train as one of the ranks that torchrun or srun has started: where, rank 0 alone decides.
+
+    The others neither look at the run folder nor make anything before they have heard of it: they would meet
+    it half made, or choose another one.
+
+    Args:
+        find: on rank 0, the recipe, pointed at its run folder; None where there is nothing to do.
+
+    Raises:
+        UserError, OSError: on rank 0, what `find` raises; the other ranks return its exit code.
+    """
+    stop = StopFlag()
+    stop.install()
+    os.environ.update(distributed_variables(os.environ))
+    gc.disable()  # `_train` says why
+    import torch.distributed as dist
+
+    from trainer.engine import start_distributed
+    from trainer.peers import decided_by_first, stop_distributed
+
+    start_distributed()
+    try:
+        recipe = decided_by_first(find)
+        return ExitCode.DONE if recipe is None else run_rank(recipe, stop, despite_no_progress)
+    except (UserError, OSError) as error:
+        if dist.get_rank() == 0:
+            raise
+        return error.exit_code if isinstance(error, UserError) else ExitCode.RECIPE
+    finally:
+        stop_distributed()
+
+
 def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> ExitCode:
     """Train as the rank that the environment says, and turn every end into an exit code."""
     os.environ.update(distributed_variables(os.environ))
     rank = int(os.environ["RANK"])
     run = create_run(recipe) if rank == 0 else RunFolder(Path(recipe.run))
     run.logs.mkdir(parents=True, exist_ok=True)
+    # This run's own compiled extensions: builds of two jobs collide in a shared folder.
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(run.extensions)
     terminal = Terminal(run.logs / f"rank-{rank}.log", echo=rank == 0)
     if rank:  # what rank 0 says at its start is more
         say(f"rank {rank} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}, process {os.getpid()}")
@@ -83,37 +119,26 @@ def _train(
 
     from trainer.engine import start_distributed
     from trainer.loop import train
-    from trainer.peers import ends_with_others, first_to_say, stop_distributed, told_fault
+    from trainer.peers import decided_by_first, ends_with_others, first_to_say, stop_distributed, told_fault
     from trainer.stage import Stage
     from trainer.watchdog import LEAVE_SECONDS, ends_within
 
     torch.set_num_threads(recipe.world.threads)
     crashed = False
     try:
-        start_distributed(run.extensions)
+        if not dist.is_initialized():
+            start_distributed()
         gc.freeze()
         gc.enable()
-        numbers: list[int | UserError | None] = [0]
-        lock = None
-        if dist.get_rank() == 0:
-            try:
-                numbers[0], lock = _begin(run, dist.get_world_size(), despite_no_progress)
-            except UserError as error:
-                numbers = [error]
-        dist.broadcast_object_list(numbers, src=0)
-        if isinstance(numbers[0], UserError):
-            raise numbers[0]
-        if numbers[0] is None:
-            say(f"{run.path} has been finished meanwhile: the model is in {run.export}")
-            return ExitCode.DONE
-        with ends_with_others():
-            stage = Stage(recipe, run, numbers[0], stop, terminal)
-            try:
-                return train(stage)
-            finally:
-                stage.close()
-                if lock is not None:
-                    lock.close()
+        with ExitStack() as held:
+            number = decided_by_first(lambda: _begin(run, dist.get_world_size(), despite_no_progress, held))
+            if number is None:
+                say(f"{run.path} has been finished meanwhile: the model is in {run.export}")
+                return ExitCode.DONE
+            held.enter_context(ends_with_others())
+            stage = Stage(recipe, run, number, stop, terminal)
+            held.callback(stage.close)
+            return train(stage)
     except UserError as error:
         if first_to_say(error):
             terminal.complain(str(error))
@@ -130,17 +155,22 @@ def _train(
             stop_distributed(lambda: not (crashed and stop.asked))
 
 
-def _begin(run: RunFolder, ranks: int, despite_no_progress: bool) -> tuple[int | None, IO[str] | None]:
-    """On rank 0: the number of this start, None where the run has been finished meanwhile; and its lock."""
+def _begin(run: RunFolder, ranks: int, despite_no_progress: bool, held: ExitStack) -> int | None:
+    """On rank 0: the number of this start, None where the run has been finished meanwhile.
+
+    Args:
+        held: takes the run's lock.
+    """
     from trainer.checkpoint_files import committed
 
     # Under srun the batch system sees to it that a run has one job; the ranks of a start that it has given up
     # may live on for a while, on a node that is cut off, and must not be waited for.
-    lock = None if "SLURM_PROCID" in os.environ else lock_run(run)
+    if "SLURM_PROCID" not in os.environ:
+        held.enter_context(lock_run(run))
     newest = committed(run)
     number = take_start(run, newest[0][0] if newest else 0, ranks, despite_no_progress)
     # Finished by a start that was given up for lost: from here on it could not have been.
-    return (number if run.finished_at() is None else None), lock
+    return number if run.finished_at() is None else None
 
 
 def leave(code: int) -> NoReturn:

@@ -27,11 +27,13 @@ from foundation.errors import DataError, ExitCode, UserError
 from foundation.files import atomic_write
 from foundation.json_files import read_json
 from foundation.ownership import FolderTaken, taken_by_another
+from foundation.partials import PARTIAL_SUFFIX
 from foundation.provenance import provenance
 from foundation.recipes import resolved_yaml
 from trainer.recipe import CHANGEABLE, StageRecipe
 
 STARTS_WITHOUT_PROGRESS = 3
+BEFORE_THE_RECIPE = frozenset({"logs", "slurm"})  # what a start may have made when it is killed so early
 EXPORT_MANIFEST = "export.json"
 EXPORT_AGAIN = "remove the folder `export`, and `bitdance train` makes it anew from the last checkpoint"
 
@@ -103,7 +105,7 @@ def find_run(recipe: StageRecipe, fork: bool = False) -> StageRecipe:
 
 
 def _taken(recipe: StageRecipe, path: Path) -> FolderTaken | None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(map(_before_the_recipe, path.iterdir()))):
         return None
     if (path / "recipe.yaml").exists() and not RunFolder(path).began():
         return None  # a start that was refused: nothing was computed by that recipe
@@ -120,6 +122,10 @@ def _taken(recipe: StageRecipe, path: Path) -> FolderTaken | None:
         f"beside it ({recipe.run}-2)."
     )
     return taken_by_another(path, theirs, ours, advice)
+
+
+def _before_the_recipe(entry: Path) -> bool:
+    return entry.name in BEFORE_THE_RECIPE or entry.name.endswith(PARTIAL_SUFFIX)
 
 
 def recorded_recipe(run: RunFolder) -> dict[str, Any]:
@@ -142,10 +148,10 @@ def recorded_recipe(run: RunFolder) -> dict[str, Any]:
 def create_run(recipe: StageRecipe) -> RunFolder:
     """Make the run folder, or bring its resolved recipe up to date where only changeable keys differ."""
     run = RunFolder(Path(recipe.run))
-    for folder in (run.logs, run.starts, run.checkpoints):
-        folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(run.recipe) as file:
+    with atomic_write(run.recipe) as file:  # first of all: by it the folder is known
         file.write(resolved_yaml(recipe))
+    for folder in (run.logs, run.starts, run.checkpoints):
+        folder.mkdir(exist_ok=True)
     if not run.provenance.exists():
         with atomic_write(run.provenance) as file:
             json.dump(provenance(), file, indent=1)

@@ -126,7 +126,7 @@ def run_stage(zero: ZeroSection, precision: str, disk: Path) -> dict:
 
 
 def main(folder: Path, cases: list[str]) -> None:
-    start_distributed(folder / "extensions")
+    start_distributed()
     results = {}
     for case in cases:
         stage, precision, device = (*case.split("-"), None)[:3]

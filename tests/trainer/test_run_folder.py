@@ -71,6 +71,28 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         find_run(recipe(tmp_path))
 
 
+@pytest.mark.parametrize("left", ["logs/rank-1.log", "slurm/12.log", ".recipe.yaml.node.7.0123abcd.partial"])
+def test_what_a_start_leaves_that_is_killed_at_once_is_no_run_folder(tmp_path: Path, left: str) -> None:
+    file = tmp_path / "run" / left
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert find_run(recipe(tmp_path)).run == str(tmp_path / "run")
+    create_run(recipe(tmp_path))
+    assert file.exists()
+
+
+def test_the_recipe_is_the_first_that_a_run_folder_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(values: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.run_folder.resolved_yaml", killed)
+    with pytest.raises(KeyboardInterrupt):
+        create_run(recipe(tmp_path))
+    assert find_run(recipe(tmp_path)).run == str(tmp_path / "run")
+
+
 def test_finished_is_told_by_the_export(tmp_path: Path) -> None:
     run = create_run(recipe(tmp_path))
     assert run.finished_at() is None

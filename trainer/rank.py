@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from foundation.errors import ExitCode, RecipeError, UserError
+from foundation.parent_process import die_with
 from foundation.progress import say
 from foundation.recipes import load_recipe
 from trainer.launch import PARENT_VARIABLE
-from trainer.parent_process import die_with
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder, create_run, lock_run, take_start
 from trainer.signals import STOP_SIGNALS, StopFlag

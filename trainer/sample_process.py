@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foundation.parent_process import die_with
 from foundation.recipes import load_recipe
 from models.weights import ModelSource, TensorSpec, write_source
 from trainer.adapters import adapter_shapes, merged, parameter_name
 from trainer.flat_shards import SavedTensors
-from trainer.parent_process import die_with
 from trainer.recipe import SamplesSection, StageRecipe
 from trainer.run_folder import RunFolder
 from trainer.samples import exported_copy, partial_pictures

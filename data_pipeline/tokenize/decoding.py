@@ -5,10 +5,12 @@ Runs in worker processes, which import neither torch nor a tokenizer, or in the 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +22,7 @@ from data_pipeline.buckets import Placement, fit_to_bucket, nearest_bucket
 from data_pipeline.images import BadImage, decode_image
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.tokenize.recipe import TokenizeRecipe
+from foundation.parent_process import die_with
 
 HASH_SIDE = 32  # of the picture that imagehash transforms
 # Goes into the markers: hashes by different definitions cannot be compared. Goes with `perceptual_hash`.
@@ -93,8 +96,16 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def leave_interrupts_to_the_parent() -> None:
-    """How a decode worker starts: on Ctrl-C its parent stops it, and only the parent speaks."""
+def decode_pool(workers: int) -> Executor:
+    """Processes for `decode_chosen`. They end with the one that calls this, also where that is killed."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, _begin_worker, (os.getpid(),))
+
+
+def _begin_worker(parent: int) -> None:
+    # Each worker holds both ends of the pool's queue, so that its parent's death would go unnoticed there.
+    die_with(parent)
+    # On Ctrl-C its parent stops it, and only the parent speaks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import queue
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from data_pipeline.ingest.shards import Shard
 from data_pipeline.ingest.storage import StoreUnreachable
 from data_pipeline.store import NO_PLACE, writing_to
 from data_pipeline.tokenize.captions import CaptionCounter, load_text_tokenizer_or_refuse
-from data_pipeline.tokenize.decoding import leave_interrupts_to_the_parent
+from data_pipeline.tokenize.decoding import decode_pool
 from data_pipeline.tokenize.encoder import Encoder
 from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
@@ -56,9 +56,7 @@ class Workshop:
         recipe, text = self.recipe, self.plan.text_tokenizer
         decoders: Executor | None = None
         if recipe.compute.decoders:
-            context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(recipe.compute.decoders, context, leave_interrupts_to_the_parent)
-            decoders = self.stack.enter_context(pool)
+            decoders = self.stack.enter_context(decode_pool(recipe.compute.decoders))
         self.folder = DatasetFolder(recipe.output)
         name = str(self.folder.store.local(text.name)) if text.inside else text.name
         counter = CaptionCounter(load_text_tokenizer_or_refuse(name), recipe.captions.max_tokens)

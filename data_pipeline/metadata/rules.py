@@ -97,11 +97,12 @@ class SizeRule(RowRule):
             yield "", "a size rule needs a bound: shorter_min, longer_max, area_min or area_max"
 
     def _parts(self) -> list[tuple[str, str]]:
+        area = "width::DOUBLE * height"  # of sides that no picture has, a product of integers would overflow
         bounds = (
             ("least(width, height) >=", "shorter side >=", self.shorter_min),
             ("greatest(width, height) <=", "longer side <=", self.longer_max),
-            ("width * height >=", "area >=", self.area_min),
-            ("width * height <=", "area <=", self.area_max),
+            (f"{area} >=", "area >=", self.area_min),
+            (f"{area} <=", "area <=", self.area_max),
         )
         return [(f"{sql} {value}", f"{words} {value}") for sql, words, value in bounds if value]
 
@@ -124,7 +125,8 @@ class AspectRule(RowRule):
     missing: Missing = "drop"
 
     def condition(self, place: int) -> str:
-        bound = f"least(width, height) > 0 AND greatest(width, height) <= {self.max!r} * least(width, height)"
+        shorter = "least(width, height)"
+        bound = f"{shorter} > 0 AND greatest(width, height) <= {self.max!r}::DOUBLE * {shorter}"
         return _or_missing(bound, ["width", "height"], self.missing)
 
     def needs(self) -> set[str]:

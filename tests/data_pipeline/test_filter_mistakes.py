@@ -123,6 +123,22 @@ def test_joined_scores_that_are_no_finite_numbers_count_as_missing(tmp_path):
     assert filtered(tmp_path, {"url": list("ab")}, rule, joins=[join]) == ["b"]
 
 
+@pytest.mark.parametrize("side", [4e9, 2.0**63 - 1024])
+@pytest.mark.parametrize(
+    ("rule", "passes"),
+    [
+        ({"rule": "size", "area_min": 65536}, True),
+        ({"rule": "size", "area_max": 4096 * 4096}, False),
+        ({"rule": "aspect", "max": 3.0}, True),
+        ({"rule": "aspect", "max": 1.7976931348623157e308}, True),
+        ({"rule": "aspect", "max": 1.2345678901234567}, True),
+    ],
+)
+def test_sides_that_no_picture_has_are_rows_like_others(tmp_path, side, rule, passes):
+    table = {"url": ["a", "b"], "WIDTH": [600.0, side], "HEIGHT": [600.0, side]}
+    assert filtered(tmp_path, table, rule) == ["a", "b"][: 1 + passes]
+
+
 @pytest.mark.parametrize("bound", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["above", "min", "below", "max"])
 def test_bounds_are_finite(tmp_path, name, bound):

@@ -144,7 +144,8 @@ class CheckpointSection(Section):
             while another is being written is postponed until that one is done.
         keep_last: newest checkpoints that stay.
         keep_every: checkpoints whose step is a multiple of this stay for ever.
-        remote: an fsspec address (s3://bucket/prefix) that each checkpoint is copied to.
+        remote: an fsspec address (s3://bucket/prefix) that each checkpoint is copied below, into a folder of
+            the run folder's name.
     """
 
     every_steps: PositiveInt | None = None
@@ -162,7 +163,8 @@ class GuardSection(Section):
         window: steps taken that mean and deviation are computed over; no outliers before it is full.
         rewind_after: after so many skipped steps in a row the run goes back to its last checkpoint and passes
             over them.
-        max_rewinds: rewinds without a new checkpoint in between, after which the run ends (exit code 65).
+        max_rewinds: rewinds, without a good step beyond the bad ones in between, after which the run ends
+            (exit code 65).
     """
 
     sigmas: PositiveFloat = 6.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -52,6 +54,7 @@ class Progress:
         seconds: spent in steps that count (not in those that were lost and done again).
         passed_over: steps that a rewind decided to leave out.
         skipped: steps that were not taken: number, reason, names of their samples.
+        rewinds: since a step beyond the last that was passed over went well.
     """
 
     step: int = 0
@@ -60,6 +63,7 @@ class Progress:
     seconds: float = 0.0
     passed_over: set[int] = field(default_factory=set)
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    rewinds: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "passed_over": sorted(self.passed_over)}
@@ -100,8 +104,8 @@ class Stage:
         decay = recipe.optimizer.ema
         self.average = WeightAverage(self.engine.state, decay) if decay else None
         self.guard, self.progress = Guard(recipe.guard), Progress()
-        self.rewinds, self.saved_step, self._saved_at = 0, -1, time.monotonic()
-        identity = recipe_hash(recipe, exclude=CHANGEABLE)
+        self.saved_step, self._saved_at = 0, time.monotonic()
+        identity = self.lineage["recipe_sha256"]  # as the run's first start found it
         self.checkpoints = Checkpoints(run, start, recipe.checkpoints, identity, self.lineage, self.events)
         self.restore()
         self.loader = StepLoader(self.plan, self._encode, tokens, config.head, self.rank)
@@ -126,7 +130,7 @@ class Stage:
             self.engine.state.reset_optimizer()
             if self.average:
                 self.average.restart()
-            self.progress, self.guard = Progress(), Guard(self.recipe.guard)
+            self.progress, self.guard, self.saved_step = Progress(), Guard(self.recipe.guard), 0
             return
         if lora is None:
             self.engine.state.publish()
@@ -146,8 +150,9 @@ class Stage:
         }
         offload = self.recipe.zero.offload_optimizer
         in_place = offload is not None and offload.device == "nvme"
-        self.checkpoints.save(self.progress.step, self._shards(), state, in_place)
-        self.saved_step, self._saved_at, self.rewinds = self.progress.step, time.monotonic(), 0
+        with self.unhurried():
+            self.checkpoints.save(self.progress.step, self._shards(), state, in_place)
+        self.saved_step, self._saved_at = self.progress.step, time.monotonic()
 
     def clock_says_save(self) -> bool:
         """On rank 0: so much time has passed since the last save. (The ranks' clocks differ: one decides.)"""
@@ -157,7 +162,7 @@ class Stage:
     def steps_say_save(self) -> bool:
         """A multiple of so many steps has been reached since the last save."""
         steps = self.recipe.checkpoints.every_steps
-        return steps is not None and self.progress.step // steps > max(0, self.saved_step) // steps
+        return steps is not None and self.progress.step // steps > self.saved_step // steps
 
     def seed_dropout(self, micro_step: int) -> None:
         """Before a forward pass: what adapters drop, where the recipe has them drop anything."""
@@ -172,6 +177,14 @@ class Stage:
             self._in_step = True
             set_collective_timeout(timedelta(minutes=self.recipe.watchdog.at_least_minutes))
 
+    @contextmanager
+    def unhurried(self) -> Iterator[None]:
+        """Around what is no step and may take its time."""
+        set_collective_timeout()
+        self._in_step = False  # the next step that ends shortens it again
+        with self.watchdog.paused():
+            yield
+
     def end_steps(self) -> None:
         """No more steps: what comes now may take its time."""
         self.watchdog.stop()
@@ -183,6 +196,12 @@ class Stage:
             self.average.update()
 
     # --- log ------------------------------------------------------------------------------------------------
+
+    def note_taken(self, loss: float, norm: float) -> None:
+        """A step was taken."""
+        self.guard.taken(loss, norm)
+        if self.progress.step > max(self.progress.passed_over, default=-1):
+            self.progress.rewinds = 0
 
     def note_skip(self, batch: StepBatch, reason: str) -> None:
         """A step was not taken."""
@@ -204,8 +223,9 @@ class Stage:
         skip: str | None,
     ) -> None:
         """Count the step that has just ended and write its line."""
-        self.progress.images += batch.counts.samples
-        self.progress.tokens += batch.counts.tokens
+        if skip is None:
+            self.progress.images += batch.counts.samples
+            self.progress.tokens += batch.counts.tokens
         line = self.meter.line(self.progress, batch, means, report, lr, seconds, skip)
         if self.metrics is not None:
             self.metrics.write(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import statistics
 import sys
@@ -48,6 +49,15 @@ class Watchdog:
         now = time.monotonic()
         self._steps.append(now - self._last)
         self._last = now
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no step and may take its time."""
+        self._last = math.inf
+        try:
+            yield
+        finally:
+            self._last = time.monotonic()
 
     def stop(self) -> None:
         """Watch no longer."""

@@ -36,6 +36,16 @@ def test_stopped_is_silent() -> None:
     assert not heard.wait(timeout=0.3)
 
 
+def test_paused_is_silent_until_it_goes_on() -> None:
+    heard = threading.Event()
+    dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=0.1 / 60), bark=lambda _: heard.set())
+    with dog.paused():
+        dog.start()
+        time.sleep(0.3)
+    assert not heard.is_set()
+    assert heard.wait(timeout=5)
+
+
 def test_ends_a_hung_process_with_stacks_and_exit_code_75() -> None:
     script = (
         "import time\n"

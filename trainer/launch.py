@@ -93,7 +93,7 @@ class _Signals:
         if self._asked and not self._told:
             self._told = True
             below_the_bar = "\n" if sys.stdout.isatty() else ""
-            say(
+            _say_if_heard(
                 f"{below_the_bar}{self._asked}: stopping; the ranks save at the end of their step (the first "
                 "one, if they are still starting). Ctrl-C once more ends them at once."
             )
@@ -108,13 +108,21 @@ def _verdict(codes: list[int], run: RunFolder) -> ExitCode:
             return code
     killed = {rank: -code for rank, code in enumerate(codes) if code < 0}
     for rank, number in killed.items():
-        say(
+        _say_if_heard(
             f"Rank {rank} was ended by {signal.Signals(number).name}. Its log is "
             f"{run.logs}/rank-{rank}.log; the same command goes on from the last checkpoint."
         )
     if killed or ExitCode.REQUEUE in codes:
         return ExitCode.REQUEUE
     return ExitCode.DONE if all(code == ExitCode.DONE for code in codes) else ExitCode.BUG
+
+
+def _say_if_heard(message: str) -> None:
+    """Say it. Nobody may read on, or the disk be full: the ranks, which end with this process, save first."""
+    try:
+        say(message)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (else what is left in it fails again at the exit)
 
 
 def _free_port() -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 
 class Terminal:
@@ -21,17 +21,19 @@ class Terminal:
     def __init__(self, log: Path, echo: bool):
         sys.stdout.flush()
         sys.stderr.flush()
-        self._out: Any = os.fdopen(os.dup(1), "w", buffering=1)
-        self._errors = os.fdopen(os.dup(2), "w", buffering=1)
-        self._echo = echo
+        self._out: Any = _Forgiving(os.fdopen(os.dup(1), "w", buffering=1), self._lost)
+        self._errors: Any = _Forgiving(os.fdopen(os.dup(2), "w", buffering=1), self._lost)
+        self._echo, self._told_lost = echo, False
         self._bar: StepBar | None = None
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)
         faulthandler.enable()
-        if echo:
-            sys.stdout = _Tee(sys.stdout, self)
+        # A full disk ends no training: what the log does not take its buffer keeps, and tries again.
+        log_out: Any = _Forgiving(sys.stdout)
+        sys.stdout = _Tee(log_out, self) if echo else log_out
+        sys.stderr = cast(Any, _Forgiving(sys.stderr))
 
     def write(self, text: str) -> None:
         """Show ``text``; above the bar, where there is one."""
@@ -57,6 +59,13 @@ class Terminal:
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.close()
+
+    def _lost(self, error: OSError) -> None:
+        if not self._told_lost:
+            self._told_lost = True
+            print(
+                f"The terminal takes no more ({error}): this log has everything", file=sys.stderr, flush=True
+            )
 
 
 class StepBar:
@@ -86,6 +95,29 @@ class StepBar:
         self._progress.stop()
 
 
+class _Forgiving:
+    """A stream whose end may be closed, or on a full disk: that ends no training."""
+
+    def __init__(self, stream: IO[str], lost: Callable[[OSError], None] = lambda error: None):
+        self._stream, self._lost = stream, lost
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            self._lost(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _Tee:
     """Writes to a log and a terminal; to everything else it is the log."""
 
@@ -93,15 +125,13 @@ class _Tee:
         self._log, self._terminal = log, terminal
 
     def write(self, text: str) -> int:
+        self._log.write(text)  # first: what the terminal says to it goes to the log too
         self._terminal.write(text)
-        with suppress(OSError):  # a full disk ends no training: the log's buffer keeps the text for later
-            self._log.write(text)
         return len(text)
 
     def flush(self) -> None:
+        self._log.flush()
         self._terminal.flush()
-        with suppress(OSError):
-            self._log.flush()
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)

@@ -1,5 +1,8 @@
 import os
 import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +55,17 @@ def test_a_signal_is_answered_once_and_at_once(capsys: pytest.CaptureFixture[str
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_standard_output_that_nobody_reads_does_not_end_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert _verdict([-9, 75], RunFolder(tmp_path)) == ExitCode.REQUEUE
+        assert sys.stdout is not full
+        with suppress(OSError):
+            full.close()
 
 
 def test_srun_is_translated_and_what_is_missing_is_named() -> None:

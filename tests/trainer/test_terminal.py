@@ -54,3 +54,33 @@ def test_elsewhere_there_are_plain_lines_and_errors_on_stderr(tmp_path: Path) ->
         assert done.stdout == shown
         assert done.stderr == "error: something is wrong\n"
         assert log.read_text() == "line 1\nline 2\nline 3\nfrom a library\n"
+
+
+def test_output_that_nobody_takes_ends_nothing_and_the_log_says_so_once(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open("/dev/full", "w") as full, os.fdopen(theirs, "w") as unread:
+        for number, (out, why) in enumerate(((full, "No space left"), (unread, "Broken pipe"))):
+            log = tmp_path / str(number)
+            done = subprocess.run(
+                command(log, "echo"), stdout=out, stderr=out, env=environment, check=False, timeout=60
+            )
+            assert done.returncode == 0
+            said = log.read_text()
+            assert said.count("takes no more") == 1 and why in said
+            assert [line for line in said.splitlines() if line.startswith("line")] == [
+                "line 1",
+                "line 2",
+                "line 3",
+            ]
+
+
+def test_a_log_on_a_full_disk_ends_nothing_either() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for echo, shown in (("echo", "line 1\nline 2\nline 3\n"), ("no", "")):
+        done = subprocess.run(
+            command(Path("/dev/full"), echo), capture_output=True, text=True, env=environment, timeout=60
+        )
+        assert done.returncode in (0, 120)  # 120: Python itself cannot write what is left at its exit
+        assert done.stdout == shown and "something is wrong" in done.stderr

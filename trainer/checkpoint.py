@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from foundation.errors import UserError
+from data_pipeline.store import writing_to
+from foundation.errors import DataError, UserError
 from foundation.progress import say
 from trainer.checkpoint_files import (
     CheckpointManifest,
@@ -31,16 +33,21 @@ from trainer.checkpoint_files import (
     commit,
     committed,
     damage,
+    damaged,
     describe_file,
     partial_folder,
+    put_aside,
     read_manifest,
+    refuse_other_run,
+    refuse_stale,
+    remove,
     remove_partials,
     retain,
 )
 from trainer.flat_shards import FlatShard, LoadPlanner, PlainReader, PlainWriter, SavePlanner
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
-from trainer.remote_copy import RemoteCopies, fetch_newest
+from trainer.remote_copy import RemoteCopies, RemoteStore
 from trainer.run_folder import RunFolder
 
 
@@ -57,7 +64,7 @@ class Checkpoints:
         events: EventLog,
     ):
         self.run, self.start, self.section, self.events = run, start, section, events
-        self._recipe_sha256, self._lineage = recipe_sha256, lineage
+        self._identity: dict[str, Any] = {"recipe_sha256": recipe_sha256, "lineage": lineage}
         self._rank = dist.get_rank()
         self.newest = 0
         """Step of the newest checkpoint that this start has resumed from or committed, on rank 0."""
@@ -66,50 +73,79 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo")
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._pending: Future[None] | None = None
-        self._copies = RemoteCopies(section, events)
+        self._copies = RemoteCopies(RemoteStore(run, section, self._identity), events)
 
     def load_newest(self, shards: dict[str, FlatShard]) -> CheckpointManifest | None:
-        """Fill ``shards`` from the newest checkpoint that is whole; None where there is none,
+        """Fill ``shards`` from the newest checkpoint that is whole; None where the run has none yet,
         neither here nor in the object store that the recipe may name.
 
         A save that is being written is waited for: in a rewind it may well be the newest, and its thread
-        talks over the same group. What had to be passed over is said, with the reason.
+        talks over the same group. What had to be passed over is said, with the reason, and put aside.
 
         Raises:
             StaleStart: a newer start of the run has taken over (found by the save that was waited for).
+            OtherRun: there is a checkpoint of another run, here or in the store.
+            DataError: there are checkpoints, and none is whole.
             StoreUnreachable, PlaceUnusable: the run folder has no checkpoint, and none could be fetched.
         """
         self.wait()
-        for step, folder in self._candidates():
+        for folder in self._candidates():
             manifest, problems = self._verify(folder)
-            if manifest is None or problems:
-                if self._rank == 0:
-                    say(f"The checkpoint of step {step} is passed over: {'; '.join(problems)}")
-                    self.events.write("checkpoint_passed_over", step=step, problems=problems)
-                continue
-            reader = PlainReader(folder)
-            self.newest = manifest.step
-            dcp.load(dict(shards), storage_reader=reader, planner=LoadPlanner(), process_group=self._group)
-            return manifest
+            if manifest is not None and not problems:
+                refuse_other_run(str(folder), manifest, self._identity)
+                self.newest = manifest.step
+                reader = PlainReader(folder)
+                dcp.load(
+                    dict(shards), storage_reader=reader, planner=LoadPlanner(), process_group=self._group
+                )
+                return manifest
+            if self._rank == 0:
+                step = int(folder.name.removeprefix("step-"))
+                say(f"The checkpoint of step {step} is passed over: {'; '.join(problems)}")
+                self.events.write("checkpoint_passed_over", step=step, problems=problems)
+        self._together(self._refuse_to_begin_again)
         return None
 
-    def _candidates(self) -> list[tuple[int, Path]]:
-        """Step and folder of what may be loaded, newest first, as rank 0 finds them."""
-        found: list[Any] = [None]
+    def _candidates(self) -> Iterator[Path]:
+        """What may be loaded, newest first: the run folder's own checkpoints, then the store's copies, each
+        fetched when its turn comes. Whoever asks for the next one has found the last one damaged.
+        """
+        store = self._copies.store
+        self._together(refuse_stale, self.run, self.start)
+        self._together(remove_partials, self.run)
+        for _, folder in self._together(committed, self.run):
+            yield folder
+            self._together(put_aside, self.run, folder, self.start)
+        for step in self._together(store.steps):
+            yield (folder := self._together(store.fetch, step))
+            self._together(remove, folder)
+
+    def _refuse_to_begin_again(self) -> None:
+        """Nothing could be loaded: that is well only where nothing was ever saved."""
+        store = self._copies.store
+        bad = [str(folder) for folder in damaged(self.run)] + [store.place(step) for step in store.steps()]
+        if bad:
+            raise DataError(
+                f"No checkpoint of {self.run.path} is whole, and without one it would begin again at its "
+                f"first step. Damaged: {', '.join(bad)}. Put a whole copy of one to "
+                f"{self.run.checkpoints}/step-N; or remove the damaged ones, if the run is to begin again."
+            )
+
+    def _together(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``work`` returns on rank 0, on all ranks. A mistake that it tells of is raised by all: one
+        that went alone would leave the others waiting.
+        """
+        result: list[Any] = [None, None]
         if self._rank == 0:
-            remove_partials(self.run)
             try:
-                fetch_newest(self.run, self.section)
-                found = [committed(self.run)]
-            except (
-                UserError
-            ) as error:  # said by all ranks: one that went alone would leave the others waiting
-                found = [error]
-        dist.broadcast_object_list(found, src=0, group=self._group)
-        if isinstance(found[0], UserError):
-            raise found[0]
-        candidates: list[tuple[int, Path]] = found[0]
-        return candidates
+                with writing_to(self.run.checkpoints):
+                    result[0] = work(*arguments)
+            except UserError as error:
+                result[1] = error
+        dist.broadcast_object_list(result, src=0, group=self._group)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
 
     def _verify(self, folder: Path) -> tuple[CheckpointManifest | None, list[str]]:
         """The manifest, and what is wrong with the folder; each rank hashes its share of the files."""
@@ -143,7 +179,7 @@ class Checkpoints:
         self.wait()
         if not in_place:
             shards = {k: replace(s, values=s.values.to("cpu", copy=True)) for k, s in shards.items()}
-        manifest = CheckpointManifest(step, self.start, self._recipe_sha256, self._lineage, state)
+        manifest = CheckpointManifest(step, self.start, **self._identity, state=state)
         self._pending = self._writer.submit(self._write, shards, manifest)
         if in_place:
             self.wait()

@@ -1,14 +1,15 @@
 """Checkpoints as files: when one counts, which is the newest, which may go. Imports no torch.
 
 A checkpoint is a folder `step-N` with a `manifest.json` that names every file with its size and hash. It is
-written as `step-N.partial-S` (S: the number of the start that writes it) and renamed when it is complete.
+written as `step-N.partial-S` (S: the number of the start that writes it) and renamed when it is complete. One
+that a start finds damaged is renamed to `step-N.damaged-S`: it counts no more, and is left for people.
 
 The fence. A job that was cut off from the network, and has been replaced, may still be writing. Each start of
 a run takes a higher number than all before it, then removes the partial folders of earlier starts, then looks
 for the newest checkpoint. A commit looks up the latest number first, and refuses where it isn't its own. If
 the replacement takes its number after that look-up, it removes the partial folder, so the stale rename fails;
-or the rename came first, and then the replacement sees a whole checkpoint. Either way no checkpoint changes
-after it was resumed from.
+or the rename came first, and then the replacement sees a whole checkpoint. A commit removes nothing, and
+takes no name that is taken. So no stale start takes away what its replacement has resumed from, or committed.
 """
 
 from __future__ import annotations
@@ -17,16 +18,23 @@ import json
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import ExitCode, UserError
+from foundation.errors import ExitCode, RecipeError, UserError
 from foundation.files import atomic_write, commit_folder, fsync_folder, sha256_file
+from foundation.progress import say
+from foundation.recipes import differing_keys
 from trainer.run_folder import RunFolder, latest_start
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+
+
+class OtherRun(RecipeError):
+    """A checkpoint lies where this run would keep its own, and is of another one."""
 
 
 class StaleStart(UserError):
@@ -72,18 +80,17 @@ def commit(run: RunFolder, partial: Path, manifest: CheckpointManifest) -> Path:
 
     Raises:
         StaleStart: a newer start has taken over.
+        FileExistsError: there is a folder of that name, which no start has made.
     """
     with atomic_write(partial / MANIFEST) as file:
         json.dump(asdict(manifest), file, indent=1)
     refuse_stale(run, manifest.start)
     final = run.checkpoints / f"step-{manifest.step}"
-    if final.exists():
-        # Left over from before a damage that made the resume skip it; what is there now has been computed
-        # again.
-        _remove(final)
     try:
         commit_folder(partial, final)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
+        if partial.exists():
+            raise
         raise StaleStart(
             f"A newer start of {run.path} has removed {partial}: this one may save no more."
         ) from None
@@ -104,18 +111,49 @@ def refuse_stale(run: RunFolder, start: int) -> None:
 
 
 def remove_partials(run: RunFolder) -> None:
-    """Remove what earlier starts have left half-written (part of the fence: see the module's docstring)."""
-    for partial in run.checkpoints.glob("*.partial-*"):
-        shutil.rmtree(partial, ignore_errors=True)
+    """Remove what earlier starts have left half-written (part of the fence: see the module's docstring), or
+    half-removed: a `step-N` without a manifest.
+    """
+    for folder in run.checkpoints.glob("step-*"):
+        half_removed = _step(folder) is not None and not (folder / MANIFEST).exists()
+        if half_removed or ".partial-" in folder.name:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_aside(run: RunFolder, folder: Path, start: int) -> None:
+    """Take its name from a checkpoint that the start numbered ``start`` has found damaged: it no longer holds
+    a place among the newest, and the step can be saved again.
+
+    Raises:
+        StaleStart: a newer start has taken over; nothing has changed.
+    """
+    refuse_stale(run, start)
+    aside = folder.with_name(f"{folder.name}.damaged-{start}")
+    shutil.rmtree(
+        aside, ignore_errors=True
+    )  # of the same step, before this start went back and saved it again
+    try:
+        folder.rename(aside)
+        say(f"{folder} is kept as {aside.name}")
+    except FileNotFoundError:  # an earlier start, which was not dead, has put it aside
+        return
+    try:
+        refuse_stale(run, start)
+    except StaleStart:  # since the first look: what was moved may be what the newer start has saved there
+        with suppress(OSError):  # or it has done so now
+            aside.rename(folder)
+        raise
+
+
+def damaged(run: RunFolder) -> list[Path]:
+    """What was put aside, by this start or an earlier one."""
+    return sorted(run.checkpoints.glob("step-*.damaged-*"))
 
 
 def committed(run: RunFolder) -> list[tuple[int, Path]]:
     """(step, folder) of all checkpoints that have a manifest, newest first; not verified."""
-    found = []
-    for folder in run.checkpoints.glob("step-*"):
-        match = re.fullmatch(r"step-(\d+)", folder.name)
-        if match and (folder / MANIFEST).exists():
-            found.append((int(match[1]), folder))
+    steps = [(_step(folder), folder) for folder in run.checkpoints.glob("step-*")]
+    found = [(step, folder) for step, folder in steps if step is not None and (folder / MANIFEST).exists()]
     return sorted(found, reverse=True)
 
 
@@ -126,13 +164,42 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         ValueError: it cannot be read, or is of another format.
     """
     try:
-        values = json.loads((folder / MANIFEST).read_text())
-        manifest = CheckpointManifest(**values)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        return parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+    except OSError as error:
         raise ValueError(f"{folder / MANIFEST} cannot be read ({error})") from None
+
+
+def parse_manifest(text: bytes, where: str) -> CheckpointManifest:
+    """The manifest that stands in the file ``where``, which has been read already.
+
+    Raises:
+        ValueError: it is damaged, or of another format.
+    """
+    try:
+        manifest = CheckpointManifest(**json.loads(text))
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{where} cannot be read ({error})") from None
     if manifest.format != FORMAT:
-        raise ValueError(f"{folder} has format {manifest.format}, this code reads {FORMAT}")
+        raise ValueError(f"{where} has format {manifest.format}, this code reads {FORMAT}")
     return manifest
+
+
+def refuse_other_run(where: str, manifest: CheckpointManifest, identity: dict[str, Any]) -> None:
+    """Whether a checkpoint is the run's own: made by its recipe, from what its lineage names.
+
+    Args:
+        identity: the run's "recipe_sha256" and "lineage", as its manifests have them.
+
+    Raises:
+        OtherRun: it is not; what differs is said.
+    """
+    theirs = {key: getattr(manifest, key) for key in identity}
+    differences = "\n".join(f"  {line}" for line in differing_keys(theirs, identity))
+    if differences:
+        raise OtherRun(
+            f"{where} is a checkpoint of another run. It differs in (there -> here):\n{differences}\nGive "
+            "this run a `run` and a `checkpoints.remote` of its own, or move what is there away."
+        )
 
 
 def damage(folder: Path, manifest: CheckpointManifest, names: Iterable[str]) -> Iterator[str]:
@@ -156,10 +223,16 @@ def retain(
     """
     for step, folder in committed(run)[keep_last:]:
         if folder not in in_use and (keep_every is None or step % keep_every):
-            _remove(folder)
+            remove(folder)
 
 
-def _remove(folder: Path) -> None:
+def _step(folder: Path) -> int | None:
+    """The step of a folder that has the name of a checkpoint."""
+    match = re.fullmatch(r"step-(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def remove(folder: Path) -> None:
     """Manifest first: a removal that is cut short must not leave something that looks whole."""
     (folder / MANIFEST).unlink(missing_ok=True)
     fsync_folder(folder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -12,27 +14,117 @@ from data_pipeline.ingest.storage import StoreUnreachable, is_remote, reaching, 
 from data_pipeline.store import writing_to
 from foundation.errors import UserError
 from foundation.progress import say
-from trainer.checkpoint_files import MANIFEST, committed
+from trainer.checkpoint_files import MANIFEST, parse_manifest, refuse_other_run
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.run_folder import RunFolder
 
 
+class RemoteStore:
+    """The copies of one run's checkpoints: `step-N` below ``section.remote``, in a folder that is called as
+    the run folder is. Nothing is there where the recipe names no store.
+    """
+
+    def __init__(self, run: RunFolder, section: CheckpointSection, identity: dict[str, Any]):
+        """``identity``: what the run knows its own checkpoints by (`checkpoint_files.refuse_other_run`)."""
+        self._run, self._section, self._identity = run, section, identity
+        self.address = section.remote and f"{section.remote.rstrip('/')}/{run.path.resolve().name}"
+
+    def place(self, step: int) -> str:
+        """The address of a copy."""
+        return f"{self.address}/step-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of the copies that have a manifest, newest first; not verified.
+
+        Raises:
+            StoreUnreachable: the store does not answer, or does not let us in.
+        """
+        if self.address is None:
+            return []
+        with self._fetching():
+            return _steps(*_open(self.address))
+
+    def fetch(self, step: int) -> Path:
+        """Copy a checkpoint into the run folder, which has none; what was fetched is not verified.
+
+        Raises:
+            OtherRun: it is another run's; nothing was fetched.
+            StoreUnreachable: the store does not answer, does not let us in, or fails on the way.
+        """
+        final = self._run.checkpoints / f"step-{step}"
+        partial = final.with_name(f"{final.name}.partial-0")
+        with self._fetching():
+            filesystem, root = _open(str(self.address))
+            self._refuse_other_run(filesystem, root, step)
+            filesystem.get(f"{root}/step-{step}/", str(partial), recursive=True)
+            partial.rename(final)
+        say(f"The checkpoint of step {step} was fetched from {self.address}")
+        return final
+
+    def upload(self, folder: Path) -> None:
+        """Copy a committed checkpoint, its manifest last, then remove the copies that are not kept.
+
+        Copies of later steps stay, and hold no place among the newest: they are damaged, or the run would not
+        have been resumed from an earlier step.
+
+        Raises:
+            OtherRun: another run's copies are there; they stay, and nothing was copied.
+            StoreUnreachable: the store does not answer, or does not let us in.
+            OSError: anything else that the store, or the disk, says.
+        """
+        with reaching(str(self.address)):
+            filesystem, root = _open(str(self.address))
+            steps = _steps(filesystem, root)
+            for there in steps[:1]:
+                self._refuse_other_run(filesystem, root, there)
+            step = int(folder.name.removeprefix("step-"))
+            if step in steps:
+                _remove(filesystem, f"{root}/{folder.name}")
+            filesystem.makedirs(f"{root}/{folder.name}", exist_ok=True)
+            names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+            for name in [*names, MANIFEST]:
+                filesystem.put_file(str(folder / name), f"{root}/{folder.name}/{name}")
+            older = [there for there in steps if there < step]
+            for old in older[self._section.keep_last - 1 :]:
+                if self._section.keep_every is None or old % self._section.keep_every:
+                    _remove(filesystem, f"{root}/step-{old}")
+
+    def _refuse_other_run(self, filesystem: fsspec.AbstractFileSystem, root: str, step: int) -> None:
+        where = f"{self.place(step)}/{MANIFEST}"
+        try:
+            manifest = parse_manifest(filesystem.cat_file(f"{root}/step-{step}/{MANIFEST}"), where)
+        except ValueError:
+            return  # damaged, which is found out, and said, after it was fetched
+        refuse_other_run(self.place(step), manifest, self._identity)
+
+    @contextmanager
+    def _fetching(self) -> Iterator[None]:
+        try:
+            with reaching(str(self.address)), writing_to(self._run.checkpoints):
+                yield
+        except OSError as error:
+            raise StoreUnreachable(
+                f"No checkpoint could be fetched from {self.address} ({error}). Without checkpoints.remote "
+                f"the run starts with what is in {self._run.checkpoints}"
+            ) from None
+
+
 class RemoteCopies:
-    """Copies checkpoints to ``section.remote`` in a thread of its own, which nobody waits for before the end.
+    """Copies checkpoints to the store in a thread of its own, which nobody waits for before the end.
 
     One is copied at a time. Of those that are committed meanwhile only the newest waits its turn, so a store
     that is slower than the saves gets fewer of them.
     """
 
-    def __init__(self, section: CheckpointSection, events: EventLog):
-        self._section, self._events = section, events
+    def __init__(self, store: RemoteStore, events: EventLog):
+        self.store, self._events = store, events
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="copy")
         self._copies: dict[Path, Future[None]] = {}
 
     def add(self, folder: Path) -> None:
         """Copy a committed checkpoint; nothing where the recipe names no store."""
-        if self._section.remote:
+        if self.store.address is not None:
             self._copies = {old: copy for old, copy in self._copies.items() if not copy.cancel()}
             self._copies[folder] = self._thread.submit(self._copy, folder)
 
@@ -46,63 +138,15 @@ class RemoteCopies:
 
     def _copy(self, folder: Path) -> None:
         try:
-            upload(folder, self._section)
+            self.store.upload(folder)
         except Exception as error:  # noqa: BLE001  (each store's client has kinds of its own; none may end a run)
             # A client's own words may quote a request with its signature.
             reason = str(error) if isinstance(error, OSError | UserError) else type(error).__name__
             say(
-                f"THE COPY OF {folder.name} TO {self._section.remote} FAILED ({reason}). Training goes on; "
+                f"THE COPY OF {folder.name} TO {self.store.address} FAILED ({reason}). Training goes on; "
                 "the local checkpoint stands, and the next one is copied again."
             )
             self._events.write("copy_failed", checkpoint=folder.name, reason=reason)
-
-
-def upload(folder: Path, section: CheckpointSection) -> None:
-    """Copy a committed checkpoint to ``section.remote``, its manifest last, then remove there what is not
-    kept.
-
-    Raises:
-        StoreUnreachable: the store does not answer, or does not let us in.
-        OSError: anything else that the store, or the disk, says.
-    """
-    with reaching(str(section.remote)):
-        filesystem, root = _open(str(section.remote))
-        target = f"{root}/{folder.name}"
-        filesystem.makedirs(target, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
-        for name in [*names, MANIFEST]:
-            filesystem.put_file(str(folder / name), f"{target}/{name}")
-        for step in _steps(filesystem, root)[section.keep_last :]:
-            if section.keep_every is None or step % section.keep_every:
-                old = f"{root}/step-{step}"
-                filesystem.rm_file(f"{old}/{MANIFEST}")
-                filesystem.rm(old, recursive=True)
-
-
-def fetch_newest(run: RunFolder, section: CheckpointSection) -> None:
-    """Where the run folder has no checkpoint and ``section.remote`` has, copy the newest one here.
-
-    Raises:
-        StoreUnreachable: the store does not answer, does not let us in, or fails on the way.
-        PlaceUnusable: there is no room for it here.
-    """
-    if section.remote is None or committed(run):
-        return
-    try:
-        with reaching(section.remote), writing_to(run.checkpoints):
-            filesystem, root = _open(section.remote)
-            for step in _steps(filesystem, root)[:1]:
-                partial, final = run.checkpoints / f"step-{step}.partial-0", run.checkpoints / f"step-{step}"
-                for remains in (partial, final):  # of a fetch, or a removal, that was cut short
-                    shutil.rmtree(remains, ignore_errors=True)
-                filesystem.get(f"{root}/step-{step}/", str(partial), recursive=True)
-                partial.rename(final)
-                say(f"The checkpoint of step {step} was fetched from {section.remote}")
-    except OSError as error:
-        raise StoreUnreachable(
-            f"No checkpoint could be fetched from {section.remote} ({error}). Without checkpoints.remote the "
-            f"run starts with what is in {run.checkpoints}"
-        ) from None
 
 
 def _open(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -117,3 +161,9 @@ def _steps(filesystem: fsspec.AbstractFileSystem, root: str) -> list[int]:
     """Steps of the copies that are whole, newest first."""
     found = filesystem.glob(f"{root}/step-*/{MANIFEST}")
     return sorted((int(path.split("/")[-2].removeprefix("step-")) for path in found), reverse=True)
+
+
+def _remove(filesystem: fsspec.AbstractFileSystem, copy: str) -> None:
+    """Manifest first: a removal that is cut short must not leave something that looks whole."""
+    filesystem.rm_file(f"{copy}/{MANIFEST}")
+    filesystem.rm(copy, recursive=True)

@@ -2,13 +2,15 @@
 
 import errno
 import pickle
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from foundation.errors import DataError, ExitCode
 from trainer.checkpoint import Checkpoints
-from trainer.checkpoint_files import StaleStart, committed
+from trainer.checkpoint_files import OtherRun, StaleStart, committed, damaged, partial_folder
 from trainer.flat_shards import FlatShard, PlainUnpickler
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
@@ -17,10 +19,11 @@ from trainer.run_folder import RunFolder, take_start
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
-def checkpoints(run: RunFolder, **section: object) -> Checkpoints:
+def checkpoints(run: RunFolder, keep_last: int = 2, lineage: dict[str, Any] | None = None) -> Checkpoints:
     start = take_start(run, 0, 1)
     events = EventLog(run, start, writes=True)
-    return Checkpoints(run, start, CheckpointSection(**section), "r" * 64, {"parent": None}, events)
+    section = CheckpointSection(keep_last=keep_last)
+    return Checkpoints(run, start, section, "r" * 64, lineage or {"parent": None}, events)
 
 
 def shards(value: float) -> dict[str, FlatShard]:
@@ -79,6 +82,57 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     assert manifest is not None and manifest.step == 1
     assert torch.equal(into["master/a"].values, torch.ones(7))
     assert "step 2 is passed over: __0_0.distcp has changed" in capsys.readouterr().out
+
+
+def spoil(run: RunFolder, *steps: int) -> None:
+    for step in steps:
+        data = run.checkpoints / f"step-{step}" / "__0_0.distcp"
+        data.write_bytes(data.read_bytes()[:-1])
+
+
+def test_damaged_checkpoints_take_no_place_of_later_ones(run: RunFolder) -> None:
+    saver = checkpoints(run, keep_last=3)
+    for step in (100, 4000, 5000):
+        save(saver, step)
+    spoil(run, 4000, 5000)
+    again = checkpoints(run, keep_last=2)
+    manifest = again.load_newest(shards(0.0))
+    assert manifest is not None and manifest.step == 100
+    for step, kept in ((200, [200, 100]), (300, [300, 200]), (4000, [4000, 300])):
+        save(again, step)
+        assert [step for step, _ in committed(run)] == kept
+    manifest = checkpoints(run).load_newest(shards(0.0))
+    assert manifest is not None and manifest.step == 4000
+    assert [path.name for path in damaged(run)] == ["step-4000.damaged-2", "step-5000.damaged-2"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(run: RunFolder) -> None:
+    saver = checkpoints(run)
+    save(saver, 1)
+    save(saver, 2)
+    spoil(run, 1, 2)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"is whole.*step-1\.damaged-2, \S*step-2\.damaged-2\. Put"):
+            checkpoints(run).load_newest(shards(0.0))
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(run: RunFolder) -> None:
+    save(checkpoints(run), 1)
+    other = checkpoints(run, lineage={"parent": {"from": "elsewhere"}})
+    with pytest.raises(OtherRun, match=r"lineage\.parent") as error:
+        other.load_newest(shards(0.0))
+    assert error.value.exit_code == ExitCode.RECIPE
+    assert [step for step, _ in committed(run)] == [1]
+
+
+def test_a_stale_start_does_not_go_back(run: RunFolder) -> None:
+    """Its clearing up would remove what its replacement is writing."""
+    stale = checkpoints(run)
+    partial = partial_folder(run, 1, checkpoints(run).start)
+    partial.mkdir()
+    with pytest.raises(StaleStart):
+        stale.load_newest(shards(0.0))
+    assert partial.exists()
 
 
 def test_no_space_left_is_loud_and_training_goes_on(

@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from trainer import checkpoint_files
 from trainer.checkpoint_files import (
     MANIFEST,
     CheckpointManifest,
@@ -9,8 +11,10 @@ from trainer.checkpoint_files import (
     commit,
     committed,
     damage,
+    damaged,
     describe_file,
     partial_folder,
+    put_aside,
     read_manifest,
     remove_partials,
     retain,
@@ -90,6 +94,82 @@ def test_a_stale_start_that_has_passed_the_check_finds_its_folder_gone(
     with pytest.raises(StaleStart, match="removed"):
         commit(run, partial, manifest)
     assert committed(run) == []
+
+
+def after_the_look_up(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    """The start that next looks up the latest number is held up right after it, while ``happens``."""
+    look_up = checkpoint_files.latest_start
+
+    def held_up(run: RunFolder) -> int:
+        monkeypatch.setattr(checkpoint_files, "latest_start", look_up)
+        number = look_up(run)
+        happens()
+        return number
+
+    monkeypatch.setattr(checkpoint_files, "latest_start", held_up)
+
+
+def test_a_stale_start_leaves_what_its_replacement_has_committed(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial, manifest = write(run, 12, take_start(run, 0, 1))
+
+    def replaced() -> None:
+        new = take_start(run, 0, 1)
+        remove_partials(run)
+        save(run, 12, new)
+
+    after_the_look_up(monkeypatch, replaced)
+    with pytest.raises(StaleStart, match="removed"):
+        commit(run, partial, manifest)
+    ((step, folder),) = committed(run)
+    assert (step, read_manifest(folder).start) == (12, 2)
+
+
+def test_a_stale_start_puts_nothing_aside_that_its_replacement_has_saved(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = take_start(run, 0, 1)
+    bad = save(run, 12, old)
+
+    def replaced() -> None:
+        new = take_start(run, 0, 1)
+        put_aside(run, bad, new)
+        save(run, 12, new)
+
+    after_the_look_up(monkeypatch, replaced)
+    with pytest.raises(StaleStart):
+        put_aside(run, bad, old)
+    ((_, folder),) = committed(run)
+    assert read_manifest(folder).start == 2
+    assert [path.name for path in damaged(run)] == ["step-12.damaged-2"]
+
+
+def test_no_commit_takes_a_name_that_is_taken(run: RunFolder) -> None:
+    start = take_start(run, 0, 1)
+    save(run, 5, start)
+    partial, manifest = write(run, 5, start)
+    with pytest.raises(FileExistsError):
+        commit(run, partial, manifest)
+    assert partial.exists() and [step for step, _ in committed(run)] == [5]
+
+
+def test_what_was_put_aside_counts_no_more_and_its_step_is_saved_again(run: RunFolder) -> None:
+    start = take_start(run, 0, 1)
+    for _ in range(2):
+        put_aside(run, save(run, 5, start), start)
+        assert committed(run) == []
+    save(run, 5, start)
+    retain(run, keep_last=1, keep_every=None)
+    assert [step for step, _ in committed(run)] == [5]
+    assert [path.name for path in damaged(run)] == ["step-5.damaged-1"]
+
+
+def test_what_was_half_removed_is_cleared_up(run: RunFolder) -> None:
+    start = take_start(run, 0, 1)
+    (save(run, 5, start) / MANIFEST).unlink()
+    remove_partials(run)
+    save(run, 5, start)
 
 
 def test_retention_keeps_the_newest_and_every_mth(run: RunFolder) -> None:

@@ -1,8 +1,10 @@
 """Copies of checkpoints in an object store: a folder stands for it, or an address where nobody listens."""
 
 import json
+import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +13,13 @@ import s3fs
 import torch
 
 from data_pipeline.ingest.storage import StoreUnreachable
-from foundation.errors import ExitCode
-from trainer import remote_copy
+from foundation.errors import DataError, ExitCode
 from trainer.checkpoint import Checkpoints
-from trainer.checkpoint_files import MANIFEST, committed
+from trainer.checkpoint_files import MANIFEST, OtherRun, committed
 from trainer.flat_shards import FlatShard
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
+from trainer.remote_copy import RemoteStore
 from trainer.run_folder import RunFolder, take_start
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -39,7 +41,7 @@ def nobody_listens(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr("data_pipeline.ingest.storage.ATTEMPTS", 1)
     s3fs.S3FileSystem.clear_instance_cache()
-    yield "s3://bucket/run"
+    yield "s3://bucket"
     s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -50,11 +52,20 @@ def new_run(folder: Path) -> RunFolder:
     return run
 
 
-def checkpoints(run: RunFolder, remote: str, **section: object) -> Checkpoints:
+def checkpoints(run: RunFolder, remote: str, keep_last: int = 1, recipe: str = "r" * 64) -> Checkpoints:
     start = take_start(run, 0, 1)
     events = EventLog(run, start, writes=True)
-    section = {"remote": remote, "keep_last": 1, **section}
-    return Checkpoints(run, start, CheckpointSection(**section), "r" * 64, {"parent": None}, events)
+    section = CheckpointSection(remote=remote, keep_last=keep_last)
+    return Checkpoints(run, start, section, recipe, {"parent": None}, events)
+
+
+def copies(remote: Path, run: str = "run") -> list[str]:
+    return sorted(path.name for path in (remote / run).iterdir())
+
+
+def spoil(checkpoint: Path) -> None:
+    data = checkpoint / "__0_0.distcp"
+    data.write_bytes(data.read_bytes()[:-1])
 
 
 def shards(value: float) -> dict[str, FlatShard]:
@@ -71,8 +82,8 @@ def test_an_empty_run_is_filled(tmp_path: Path, remote: Path) -> None:
     saver = checkpoints(new_run(tmp_path / "run"), f"file://{remote}")
     save(saver, 1, 2)
     saver.close()
-    assert [path.name for path in remote.iterdir()] == ["step-2"]
-    lost = new_run(tmp_path / "lost")
+    assert copies(remote) == ["step-2"]
+    lost = new_run(tmp_path / "another disk" / "run")
     (lost.checkpoints / "step-2").mkdir()  # a removal that was cut short: no manifest, so it is none
     (lost.checkpoints / "step-2" / "__0_0.distcp").write_bytes(b"remains")
     into = shards(0.0)
@@ -122,14 +133,14 @@ def test_saves_do_not_wait_for_a_slow_store(
     tmp_path: Path, remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, line_is_up, uploaded = new_run(tmp_path / "run"), threading.Event(), []
-    upload = remote_copy.upload
+    upload = RemoteStore.upload
 
-    def slowly(folder: Path, section: CheckpointSection) -> None:
+    def slowly(store: RemoteStore, folder: Path) -> None:
         assert line_is_up.wait(60)
-        upload(folder, section)
+        upload(store, folder)
         uploaded.append(folder.name)
 
-    monkeypatch.setattr(remote_copy, "upload", slowly)
+    monkeypatch.setattr(RemoteStore, "upload", slowly)
     saver = checkpoints(run, f"file://{remote}")
     save(saver, 1, 2, 3, 4)  # would wait for ever, were the copy of the first one part of any of them
     # What is being copied stays although keep_last is 1; of the others only the newest is to be copied.
@@ -137,4 +148,86 @@ def test_saves_do_not_wait_for_a_slow_store(
     line_is_up.set()
     saver.close()
     assert uploaded == ["step-1", "step-4"]
-    assert [path.name for path in remote.iterdir()] == ["step-4"]
+    assert copies(remote) == ["step-4"]
+
+
+def save_and_copy(to: Checkpoints, *steps: int) -> None:
+    """Each is copied before the next one is saved, so none is left out."""
+    for step in steps:
+        save(to, step)
+        while to._copies.under_way():
+            time.sleep(0.01)
+
+
+def lost(run: RunFolder) -> RunFolder:
+    """The run folder again, without anything in it."""
+    shutil.rmtree(run.path)
+    return new_run(run.path)
+
+
+def test_of_damaged_copies_the_next_older_is_taken(
+    tmp_path: Path, remote: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, store = new_run(tmp_path / "run"), f"file://{remote}"
+    saver = checkpoints(run, store, keep_last=2)
+    save_and_copy(saver, 4000, 5000)
+    saver.close()
+    spoil(remote / "run" / "step-5000")
+    run, into = lost(run), shards(0.0)
+    again = checkpoints(run, store, keep_last=2)
+    manifest = again.load_newest(into)
+    assert manifest is not None and manifest.step == 4000
+    assert torch.equal(into["master/a"].values, torch.full((7,), 4000.0))
+    assert "step 5000 is passed over: __0_0.distcp has" in capsys.readouterr().out
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-4000"]
+    # The damaged copy is later than what is saved from now on, and must not take its place.
+    save_and_copy(again, 4100)
+    assert copies(remote) == ["step-4000", "step-4100", "step-5000"]
+    save_and_copy(again, 4200, 5000)
+    again.close()
+    assert copies(remote) == ["step-4200", "step-5000"]
+    manifest = checkpoints(lost(run), store).load_newest(into)
+    assert manifest is not None and manifest.step == 5000
+
+
+def test_a_run_whose_copies_are_all_damaged_does_not_begin_again(tmp_path: Path, remote: Path) -> None:
+    run, store = new_run(tmp_path / "run"), f"file://{remote}"
+    saver = checkpoints(run, store)
+    save_and_copy(saver, 3)
+    saver.close()
+    spoil(remote / "run" / "step-3")
+    spoil(run.checkpoints / "step-3")
+    for start in range(4):  # the second finds what the first has left; to the third the disk is new
+        run = lost(run) if start == 2 else run
+        with pytest.raises(DataError, match=rf"is whole.*Damaged: .*{store}/run/step-3\. Put"):
+            checkpoints(run, store).load_newest(shards(0.0))
+    assert copies(remote) == ["step-3"]
+
+
+def test_another_runs_copies_are_neither_taken_nor_touched(
+    tmp_path: Path, remote: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, store = new_run(tmp_path / "run"), f"file://{remote}"
+    saver = checkpoints(run, store)
+    save_and_copy(saver, 9000)
+    saver.close()
+    run = lost(run)
+    other = checkpoints(run, store, recipe="s" * 64)
+    with pytest.raises(OtherRun, match=f"{store}/run/step-9000 is .*another run") as error:
+        other.load_newest(shards(0.0))
+    assert 'recipe_sha256: "rrrr' in str(error.value) and error.value.exit_code == ExitCode.RECIPE
+    assert list(run.checkpoints.iterdir()) == []
+    save_and_copy(other, 10)
+    other.close()
+    assert "THE COPY OF step-10 TO" in capsys.readouterr().out
+    assert copies(remote) == ["step-9000"] and [step for step, _ in committed(run)] == [10]
+
+
+def test_a_fork_has_copies_of_its_own(tmp_path: Path, remote: Path) -> None:
+    store = f"file://{remote}"
+    for name, recipe, step in (("run", "r" * 64, 9000), ("run-2", "s" * 64, 10)):
+        saver = checkpoints(new_run(tmp_path / name), store, recipe=recipe)
+        assert saver.load_newest(shards(0.0)) is None
+        save_and_copy(saver, step)
+        saver.close()
+    assert (copies(remote), copies(remote, "run-2")) == (["step-9000"], ["step-10"])

@@ -1,6 +1,8 @@
 """Random access to latent records: the same as streaming's own reader, and every broken folder is named."""
 
+import errno
 import json
+import os
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -13,7 +15,7 @@ from latent_folder import GRIDS, latent_record, write_latent_folder
 from data_pipeline.latents import LatentDataset
 from data_pipeline.records import LatentRecord
 from data_pipeline.streaming_import import MDSReader
-from foundation.errors import DataError
+from foundation.errors import DataError, ExitCode, UserError
 
 SAMPLES = {64: 40, 128: 61}
 DROPPED = {128: [0, 7, 8, 33, 60]}
@@ -97,6 +99,20 @@ def _change_index(folder: Path, **changes: object) -> None:
     index = json.loads((folder / "index.json").read_text())
     index["shards"][1].update(changes)
     (folder / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_file_system_that_fails_is_not_the_datas_fault(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def failing(*_: int) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    dataset = LatentDataset(str(finished))
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(UserError, match=r"mds: .*the same command goes on once it can be read") as caught:
+        dataset.record(min(GRIDS), 0)
+    assert caught.value.exit_code == ExitCode.REQUEUE
 
 
 def test_an_unfinished_folder_says_how_to_finish_it(folder: Path) -> None:

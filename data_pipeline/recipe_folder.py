@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,7 +42,7 @@ def recipe_of_record(model: type[R], text: bytes, where: str) -> R:
 def claim_folder(
     folder: str | Path, recipe: Section, done_name: str, free: frozenset[str] = frozenset()
 ) -> bool:
-    """Whether `folder` is this recipe's finished output.
+    """Whether `folder` is this recipe's finished output; an empty folder is as good as none.
 
     Args:
         folder: the output, a folder or an `s3://` prefix, which need not exist.
@@ -50,13 +51,18 @@ def claim_folder(
         free: top-level keys that may differ, because they do not change what is written.
 
     Raises:
-        FolderTaken: the folder was made by a recipe that differs in another key, or holds something else.
+        FolderTaken: the folder was made by a recipe that differs in another key, holds something else, or
+            cannot be one, since there is a file.
         DataError: its `recipe.json` is damaged.
     """
+    path = Path(folder)
+    there = next(filter(os.path.lexists, (path, *path.parents)), path)
+    if os.path.lexists(there) and not there.is_dir():
+        raise FolderTaken(f"{there} is no folder; name another output folder")
     store = open_store(folder)
     text = store.read(RECORD_NAME)
     if text is None:
-        if all(PARTIAL_SUFFIX in name for name in store.files()):
+        if all(PARTIAL_SUFFIX in name for name in (os.listdir(path) if path.is_dir() else store.files())):
             return False
         text = store.read(RECORD_NAME)  # another job may have begun here just now
     if text is None:
@@ -70,3 +76,27 @@ def claim_folder(
     if taken:
         raise taken
     return store.read(done_name) is not None
+
+
+def check_inputs(folder: str | Path, there: dict[str, str], here: dict[str, str]) -> None:
+    """That a folder was made of the files that its recipe stands for now.
+
+    Args:
+        folder: the finished output.
+        there: file -> version (`storage.file_version`) when it was made.
+        here: the same now.
+
+    Raises:
+        FolderTaken: files are new, gone or replaced.
+    """
+    changes = {
+        "new": sorted(here.keys() - there.keys()),
+        "gone": sorted(there.keys() - here.keys()),
+        "replaced": sorted(file for file in here.keys() & there.keys() if here[file] != there[file]),
+    }
+    said = [f"{len(files)} {word} (such as {files[0]})" for word, files in changes.items() if files]
+    if said:
+        raise FolderTaken(
+            f"{folder} was made of other files: since then {', '.join(said)}. Name another output folder; or "
+            "remove this one, and the same command makes it of the present files"
+        )

@@ -44,13 +44,13 @@ def fsync_folder(folder: str | Path) -> None:
 
 
 def commit_folder(partial: str | Path, final: str | Path) -> None:
-    """Make everything under ``partial`` durable, then rename it to ``final``.
+    """Make everything under ``partial`` durable, then rename it to ``final``, which may be an empty folder.
 
     Raises:
         FileExistsError: ``final`` exists already; ``partial`` is left as it is.
     """
     partial, final = Path(partial), Path(final)
-    if final.exists():
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise FileExistsError(f"{final} exists already")
     for root, _, names in os.walk(partial):
         for name in names:

@@ -3,7 +3,8 @@
     OUTPUT/rows/NNNNN.parquet     what is asked for: addresses, captions, identities, scores
     OUTPUT/shards/NNNNN.tar, .parquet, _stats.json     img2dataset's, a tar per `samples_per_shard` rows
     OUTPUT/download.json          the sums; written once every row is accounted for
-    OUTPUT/recipe.json, rows.json, settings.json
+    OUTPUT/recipe.json, settings.json
+    OUTPUT/rows.json     of which version of the rows file `rows/` was made, and what of it was left out
 
 img2dataset needs older libraries than ours, so uv runs it in an environment of its own. A shard is complete
 when its `_stats.json` is there, and the tool passes over complete ones: the same command goes on.
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.download.recipe import DownloadRecipe
+from data_pipeline.ingest.storage import file_version
 from data_pipeline.metadata.schema import SCORES, sql_name, sql_text
-from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
+from data_pipeline.recipe_folder import RECORD_NAME, check_inputs, claim_folder, recipe_record
 from foundation.errors import DataError, ExitCode, RecipeError, UserError
 from foundation.files import atomic_write, commit_folder
 from foundation.json_files import read_json
@@ -54,21 +56,20 @@ def run_download(recipe: DownloadRecipe) -> dict[str, Any]:
     """Fetch what is missing of the recipe's rows; the sums over all shards.
 
     Raises:
-        RecipeError: uv is not there, or the output belongs to another recipe.
+        RecipeError: uv is not there, or the output belongs to another recipe, or to rows that were replaced.
         DataError: the rows cannot be used, or not a single picture could be fetched.
         DownloadStopped: shards are missing after the tool has ended.
     """
     output = Path(recipe.output)
-    if claim_folder(output, recipe, DONE_NAME, frozenset({"compute"})):
+    done = claim_folder(output, recipe, DONE_NAME, frozenset({"compute"}))
+    begun = _begun(recipe, output)
+    if done:
         say(f"{output}: done already")
         sums = read_json(output / DONE_NAME, "delete it, and the same command sums up anew", *SUMS)
         _print(sums)
         return sums
     uv = find_uv()
-    if not output.exists():
-        _begin(recipe, output)
-    start_over = f"remove {output} and start over"
-    skipped = read_json(output / ROWS_NAME, start_over, "without_web_address")["without_web_address"]
+    skipped = (begun or _begin(recipe, output))["without_web_address"]
     sizes = _row_counts(output / "rows")
     expected = sum(math.ceil(rows / recipe.samples_per_shard) for rows in sizes)
     say(f"Fetching {sum(sizes):,} pictures into {expected:,} shards")
@@ -125,17 +126,29 @@ def sum_up(stats: list[dict[str, Any]], skipped: int) -> dict[str, Any]:
     }
 
 
-def _begin(recipe: DownloadRecipe, output: Path) -> None:
-    """Make the output folder with the recipe and the rows: whole, or not at all."""
+def _begun(recipe: DownloadRecipe, output: Path) -> dict[str, Any]:
+    """The `rows.json` of a folder that was begun; empty where there is none. FolderTaken: of other rows."""
+    if not (output / RECORD_NAME).exists():
+        return {}
+    begun = read_json(output / ROWS_NAME, f"remove {output} and start over", "without_web_address", "version")
+    if os.path.exists(recipe.rows):  # if not, nothing has taken its place, and `rows/` is all that is needed
+        check_inputs(output, {recipe.rows: begun["version"]}, {recipe.rows: file_version(recipe.rows)})
+    return begun
+
+
+def _begin(recipe: DownloadRecipe, output: Path) -> dict[str, Any]:
+    """Make the output folder with the recipe and the rows, whole or not at all; its `rows.json`."""
     partial = partial_path(output)
     (partial / "rows").mkdir(parents=True)
     try:
-        skipped = _write_rows(recipe, partial / "rows")
-        (partial / ROWS_NAME).write_text(json.dumps({"without_web_address": skipped}) + "\n")
+        version = file_version(recipe.rows)
+        begun = {"version": version, "without_web_address": _write_rows(recipe, partial / "rows")}
+        (partial / ROWS_NAME).write_text(json.dumps(begun) + "\n")
         (partial / RECORD_NAME).write_text(recipe_record(recipe))
         commit_folder(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return begun
 
 
 def _write_rows(recipe: DownloadRecipe, folder: Path) -> int:

@@ -26,6 +26,16 @@ from data_pipeline.own_cache import own_cache
 from foundation.partials import PARTIAL_SUFFIX, sweep_abandoned
 
 
+def rows_version(section: KeepSection) -> str:
+    """Twelve hex digits that tell these rows from others under the same name.
+
+    Raises:
+        DataError: the rows are missing, or are no parquet.
+        StoreUnreachable: their store does not answer.
+    """
+    return remote_version(section.rows) if is_remote(section.rows) else table_version(Path(section.rows))
+
+
 def index_folder(section: KeepSection) -> Path:
     """The folder of the rows' index, built where it is missing.
 
@@ -40,7 +50,7 @@ def index_folder(section: KeepSection) -> Path:
     """
     rows = Path(section.rows)
     remote = is_remote(section.rows)
-    version = remote_version(section.rows) if remote else table_version(rows)
+    version = rows_version(section)
     name = f"{rows.stem}-by-{section.by}-{version}"
     beside = not remote and ((rows.parent / name).is_dir() or os.access(rows.parent, os.W_OK))
     place = rows.parent if beside else own_cache("kept")

@@ -59,6 +59,23 @@ def matching_files(pattern: str, suffix: str) -> dict[str, int]:
     }
 
 
+def file_version(path: str) -> str:
+    """What tells a file from one that has taken its place: its bytes, and its time or its entity tag.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        if not is_remote(path):
+            state = os.stat(path)
+            return f"{state.st_size} {int(state.st_mtime)}"
+        with reaching(path):
+            found = remote_files().info(path)
+        return f"{found['size']} {found['ETag']}"
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+
+
 def matching_folders(pattern: str) -> list[str]:
     """The folders that a path or glob stands for, sorted."""
     if is_remote(pattern):

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from data_pipeline.ingest.storage import matching_files, remote_files
+from data_pipeline.ingest.storage import file_version, matching_files, remote_files
 from data_pipeline.metadata.laion_hash import register_laion_hash
 from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
 from data_pipeline.metadata.rules import ListRule
@@ -108,6 +108,18 @@ def expand(patterns: Sequence[str]) -> list[str]:
         found.update(dict.fromkeys(matches))
     problems.raise_if_any(DataError, "Metadata tables are missing")
     return list(found)
+
+
+def input_versions(recipe: FilterRecipe, sources: Sequence[str]) -> dict[str, str]:
+    """File -> version of the sources, the joins' tables and the lists; DataError where a table is missing."""
+    lists = [rule.file for rule in recipe.rules if isinstance(rule, ListRule) and rule.file]
+    joined = [pattern for join in recipe.joins for pattern in join.files]
+    files = (
+        *sources,
+        *expand(joined),
+        *filter(os.path.isfile, lists),
+    )  # an absent list is its rule's mistake
+    return {file: file_version(file) for file in files}
 
 
 def group_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> list[FileGroup]:

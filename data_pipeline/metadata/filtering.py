@@ -8,11 +8,13 @@ drops by row number.
     OUTPUT/kept.parquet     the rows in our schema (`schema.COLUMNS`), in the order of the sources
     OUTPUT/subset.npy       DataComp's subset format: sorted (u8, u8), where the kept rows have 32-digit uids
     OUTPUT/funnel.json, funnel.png, recipe.json
+    OUTPUT/inputs.json      the files that were read, each with its version
 """
 
 from __future__ import annotations
 
 import glob
+import json
 import math
 import shutil
 import time
@@ -22,13 +24,20 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from data_pipeline.metadata.engine import expand, group_files, load_list, open_engine, source_sql
+from data_pipeline.metadata.engine import (
+    expand,
+    group_files,
+    input_versions,
+    load_list,
+    open_engine,
+    source_sql,
+)
 from data_pipeline.metadata.funnel import Funnel, FunnelStep, draw_funnel, print_funnel
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.metadata.rules import DeduplicateRule, ListRule, RowRule, TopFractionRule
 from data_pipeline.metadata.schema import IDENTITIES, sql_text
 from data_pipeline.npy_stream import NpyStream
-from data_pipeline.recipe_folder import claim_folder, recipe_record
+from data_pipeline.recipe_folder import RECORD_NAME, check_inputs, claim_folder, recipe_record
 from data_pipeline.store import writing_to
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.files import commit_folder
@@ -36,6 +45,8 @@ from foundation.json_files import read_json
 from foundation.partials import PARTIAL_SUFFIX, partial_path, sweep_abandoned
 from foundation.progress import say
 
+INPUTS_NAME = "inputs.json"
+MEND = "remove its folder, and `bitdance data filter` makes it anew"
 HISTOGRAM_BINS = 4096
 SUBSET_DTYPE, SUBSET_BATCH = np.dtype("u8,u8"), 1 << 18  # DataComp's; rows fetched at a time
 _URL = "^(?i:[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?i:www\\.)?([^/?#:]+)(:[0-9]+)?[^/?#]*([^#]*)"
@@ -50,7 +61,8 @@ def run_filter(recipe: FilterRecipe) -> Funnel:
     """Carry out a filter recipe; where its output is complete already, print its funnel again.
 
     Raises:
-        RecipeError: the output belongs to another recipe, or a rule reads a column that no source has.
+        RecipeError: the output belongs to another recipe or was made of other files, or a rule reads a
+            column that no source has.
         DataError: sources that are missing or broken, or no row left.
         PlaceUnusable: the disk of the output or of `engine.spill` is full, or cannot be written.
     """
@@ -60,8 +72,11 @@ def run_filter(recipe: FilterRecipe) -> Funnel:
 
 def _run(recipe: FilterRecipe) -> Funnel:
     files = expand(recipe.sources)
+    inputs = input_versions(recipe, files)
     output = Path(recipe.output)
     if claim_folder(output, recipe, "funnel.json"):
+        then = read_json(output / INPUTS_NAME, MEND) if (output / INPUTS_NAME).exists() else {}
+        check_inputs(output, then, inputs)
         funnel = read_funnel(output)
         say(f"{output}: done already")
         print_funnel(funnel)
@@ -82,7 +97,8 @@ def _run(recipe: FilterRecipe) -> Funnel:
             raise DataError("No row is left; the table above says which rule dropped them")
         shutil.rmtree(partial / "spill", ignore_errors=True)
         (partial / "funnel.json").write_text(funnel.to_json())
-        (partial / "recipe.json").write_text(recipe_record(recipe))
+        (partial / RECORD_NAME).write_text(recipe_record(recipe))
+        (partial / INPUTS_NAME).write_text(json.dumps(inputs, indent=1) + "\n")
         draw_funnel(funnel, partial / "funnel.png")
         commit_folder(partial, output)
     except FileExistsError:
@@ -100,8 +116,7 @@ def _run(recipe: FilterRecipe) -> Funnel:
 
 def read_funnel(folder: Path) -> Funnel:
     """The funnel of a finished filter folder."""
-    mend = f"remove {folder}, and `bitdance data filter` makes it anew"
-    values = read_json(folder / "funnel.json", mend, "rows", "steps", "uncastable", "seconds")
+    values = read_json(folder / "funnel.json", MEND, "rows", "steps", "uncastable", "seconds")
     steps = tuple(FunnelStep(**step) for step in values["steps"])
     return Funnel(values["rows"], steps, values["uncastable"], values["seconds"])
 

@@ -49,8 +49,6 @@ def write_sample(folder: Path) -> None:
     sweep_abandoned(folder.parent.glob(f".{folder.name}.*{PARTIAL_SUFFIX}"))
     partial = partial_path(folder)
     (partial / "shards").mkdir(parents=True)
-    if folder.exists():
-        folder.rmdir()
     entries = _interleave(PHOTOS, REJECTS)
     _write_metadata(entries, source, partial / "metadata.parquet")
     size = -(-len(entries) // SHARDS)

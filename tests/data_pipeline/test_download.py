@@ -211,15 +211,26 @@ def test_a_tool_that_dies_leaves_a_job_to_go_on_with(tmp_path, monkeypatch):
     write_rows(tmp_path, ["https://a.example/1.jpg"])
     monkeypatch.setattr("data_pipeline.download.run.tool_command", lambda uv: ["false"])
     monkeypatch.setattr("data_pipeline.download.run.find_uv", lambda: "uv")
-    with pytest.raises(DownloadStopped, match="0 of 1 shards"):
-        run_download(download_recipe(tmp_path))
+    (tmp_path / "images").mkdir()  # as good as none
+    for _ in range(2):
+        with pytest.raises(DownloadStopped, match="0 of 1 shards"):
+            run_download(download_recipe(tmp_path))
     assert DownloadStopped.exit_code == 75
     with pytest.raises(RecipeError, match="another recipe"):
         run_download(download_recipe(tmp_path, samples_per_shard=7))
+    write_rows(tmp_path, ["https://a.example/other.jpg"])
+    with pytest.raises(RecipeError, match=r"other files: since then 1 replaced \(such as .*kept\.parquet\)"):
+        run_download(download_recipe(tmp_path))
+    (tmp_path / "kept.parquet").unlink()  # its rows are in the folder
+    with pytest.raises(DownloadStopped):
+        run_download(download_recipe(tmp_path))
 
 
 def test_rows_that_cannot_be_used_are_refused_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr("data_pipeline.download.run.find_uv", lambda: "uv")
+    with pytest.raises(DataError, match=r"kept\.parquet does not exist"):
+        run_download(download_recipe(tmp_path))
+    (tmp_path / "kept.parquet").write_text("no parquet")
     with pytest.raises(DataError, match="cannot be read as kept rows"):
         run_download(download_recipe(tmp_path))
     write_rows(tmp_path, ["ftp://a.example/1.jpg"])

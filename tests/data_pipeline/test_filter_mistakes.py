@@ -3,6 +3,8 @@
 import hashlib
 import math
 import multiprocessing
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pydantic
 import pytest
 
 from data_pipeline.download.recipe import DownloadRecipe
+from data_pipeline.download.run import run_download
 from data_pipeline.ingest.kept import KeptRows, identity, index_folder
 from data_pipeline.ingest.recipe import KeepSection
 from data_pipeline.ingest.samples import RawSample
@@ -20,6 +23,7 @@ from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.store import PlaceUnusable
 from foundation.errors import DataError, RecipeError
+from foundation.ownership import FolderTaken
 
 ALL = {"rule": "deny", "by": "url", "values": ["none"]}
 
@@ -92,6 +96,56 @@ def test_digests_are_the_same_in_either_case(tmp_path, by, form):
     names = [identity(sample, by) for sample in samples]
     rows = KeptRows(by, index_folder(keep)).rows(names)
     assert [name in rows for name in names] == [True] * 4 + [False] * 2
+
+
+def test_an_empty_output_folder_is_as_good_as_none(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert filtered(tmp_path, {"url": ["a"]}, ALL) == ["a"]
+
+
+@pytest.mark.parametrize("output", ["file", "file/out", "full"])
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(tmp_path, capsys, output):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full" / "folder").mkdir(parents=True)
+    said = "full is not empty" if output == "full" else f"{tmp_path / 'file'} is no folder"
+    place = str(tmp_path / output)
+    with pytest.raises(FolderTaken, match=said) as error:
+        filtered(tmp_path, {"url": ["a"]}, ALL, output=place)
+    assert error.value.exit_code == 78
+    pq.write_table(pa.table({"url": ["http://a.example"], "caption": ["c"]}), tmp_path / "kept.parquet")
+    values = {"rows": str(tmp_path / "kept.parquet"), "polite": {"contact": "mailto:a@b.example"}}
+    with pytest.raises(FolderTaken, match=said):
+        run_download(DownloadRecipe.model_validate(values | {"output": place}))
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_filter_of_other_files_than_before_is_not_done_already(tmp_path, capsys):
+    for name in ("in", "scores"):
+        (tmp_path / name).mkdir()
+    table = {"url": ["a", "b"], "score": [1.0, 2.0]}
+    for path in ("in/0", "in/1", "scores/0"):
+        pq.write_table(pa.table(table), tmp_path / f"{path}.parquet")
+    (tmp_path / "deny.txt").write_text("none\n")
+    join = {"files": [str(tmp_path / "scores")], "by": "url", "columns": {"aesthetic": "score"}}
+    values = {
+        "sources": [str(tmp_path / "in" / "*.parquet")],
+        "output": str(tmp_path / "out"),
+        "rules": [{"rule": "deny", "by": "url", "file": str(tmp_path / "deny.txt")}],
+        "joins": [join],
+    }
+    recipe = FilterRecipe.model_validate(values)
+    run_filter(recipe)
+    run_filter(recipe)
+    assert "done already" in capsys.readouterr().out
+    pq.write_table(pa.table(table | {"url": ["a", "longer"]}), tmp_path / "scores" / "0.parquet")
+    (tmp_path / "in" / "0.parquet").rename(tmp_path / "in" / "2.parquet")
+    os.utime(tmp_path / "deny.txt", (0, 0))
+    said = r"out was made of other files: since then 1 new \(such as .*2\.parquet\), 1 gone \(such as .*"
+    with pytest.raises(FolderTaken, match=said + r"0\.parquet\), 2 replaced .*remove this one"):
+        run_filter(recipe)
+    shutil.rmtree(tmp_path / "out")
+    assert run_filter(recipe).kept == 4
 
 
 def test_top_fraction_of_nothing_says_that_no_row_is_left(tmp_path):

@@ -31,6 +31,18 @@ def test_commit_folder_refuses_what_is_there(tmp_path):
     assert (tmp_path / "two" / "data").exists() and not (tmp_path / "one").exists()
 
 
+def test_commit_folder_takes_an_empty_folder_for_none_and_a_file_for_something(tmp_path):
+    for name in ("one", "two", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one" / "data").write_text("one")
+    (tmp_path / "file").write_text("mine")
+    commit_folder(tmp_path / "one", tmp_path / "empty")
+    assert (tmp_path / "empty" / "data").read_text() == "one"
+    with pytest.raises(FileExistsError):
+        commit_folder(tmp_path / "two", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_sha256(tmp_path):
     (tmp_path / "data").write_bytes(b"bits")
     assert sha256_file(tmp_path / "data") == hashlib.sha256(b"bits").hexdigest()

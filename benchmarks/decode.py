@@ -95,6 +95,7 @@ def runner(folder: Path) -> TaskRunner:
         text_tokenizer=TextTokenizerManifest(
             name="text_tokenizer", inside=True, vocab_size=len(text), sha256=text_tokenizer_hash(text)
         ),
+        kept=None,
     )
     stub: Any = StubEncoder()
     return TaskRunner(recipe, plan, stub, CaptionCounter(text, 512), None, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections import Counter
 from typing import Any, cast
 
 import duckdb
@@ -25,18 +24,20 @@ from data_pipeline.recipe_folder import RECORD_NAME, recipe_of_record
 from data_pipeline.side_index import INDEX_NAME, table_address, write_side_index
 from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.decoding import HASH_DEFINITION
-from data_pipeline.tokenize.folder import (
-    QUARANTINE_NAME,
-    TASKS,
-    DatasetFolder,
-    Plan,
+from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.marker import (
+    CHANGED,
+    Marker,
+    changed_files,
+    counts_in_words,
     file_entries,
     some_of,
+    total_counts,
     without_samples,
 )
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from foundation.errors import DataError
-from foundation.progress import say
+from foundation.errors import DataError, Problems
+from foundation.progress import say, track
 from foundation.provenance import package_version
 from foundation.recipes import recipe_hash
 
@@ -54,7 +55,7 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
         memory: DuckDB's limit while near-duplicates are looked for.
 
     Raises:
-        DataError: no dataset there, tasks that are missing, or no sample in any of them.
+        DataError: no dataset there, tasks that are missing or damaged, or no sample in any of them.
         PlaceUnusable: its disk is full, or cannot be written.
     """
     with writing_to(output):
@@ -62,13 +63,14 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
 
 
 def _finalize(folder: DatasetFolder, memory: str) -> Manifest:
-    recipe, plan = _read(folder)
-    finished = _finished(folder, recipe)
+    recipe, plan = read_begun(folder)
+    finished = None if folder.damaged() else _finished(folder, recipe)
     if finished is not None:
         folder.sweep()
         say(f"{folder.root}: finished already, {_totals(finished)}")
         return finished
     markers = _markers(folder, plan)
+    _check_tables(folder, plan, markers)
     if recipe.near_duplicates is not None:
         _check_comparable(folder, markers)
     dropped = _near_duplicates(folder, sorted(markers), recipe, memory)
@@ -78,7 +80,8 @@ def _finalize(folder: DatasetFolder, memory: str) -> Manifest:
     return manifest
 
 
-def _read(folder: DatasetFolder) -> tuple[TokenizeRecipe, Plan]:
+def read_begun(folder: DatasetFolder) -> tuple[TokenizeRecipe, Plan]:
+    """Recipe and plan of a dataset; DataError where none has been begun, or one of them is damaged."""
     record, plan = folder.store.read(RECORD_NAME), folder.read_plan()
     if plan is None or record is None:
         raise DataError(f"{folder.root} holds no dataset that `bitdance data tokenize` has begun")
@@ -94,7 +97,7 @@ def _finished(folder: DatasetFolder, recipe: TokenizeRecipe) -> Manifest | None:
     except DataError:
         return None
     intact = all(_matches(folder.address(name), entry) for name, entry in manifest.files.items())
-    return manifest if intact and manifest.recipe_sha256 == _recipe_hash(recipe) else None
+    return manifest if intact and manifest.recipe_sha256 == recipe_sha256(recipe) else None
 
 
 def _matches(address: str, entry: FileEntry) -> bool:
@@ -105,11 +108,12 @@ def _matches(address: str, entry: FileEntry) -> bool:
         return False
 
 
-def _recipe_hash(recipe: TokenizeRecipe) -> str:
+def recipe_sha256(recipe: TokenizeRecipe) -> str:
+    """The recipe's hash, as the manifest has it: how the work was done is not in it."""
     return recipe_hash(recipe, {"compute"})
 
 
-def _markers(folder: DatasetFolder, plan: Plan) -> dict[int, dict[str, Any]]:
+def _markers(folder: DatasetFolder, plan: Plan) -> dict[int, Marker]:
     """The markers of all tasks but those that were given up."""
     found = folder.markers(range(len(plan.shards)))
     given_up = folder.given_up()
@@ -120,14 +124,27 @@ def _markers(folder: DatasetFolder, plan: Plan) -> dict[int, dict[str, Any]]:
             "run `bitdance data tokenize` again, and see `bitdance data status`"
         )
     if not any(marker["classes"] for marker in found.values()):
+        counts = counts_in_words(total_counts(found), folder.quarantines)
         raise DataError(
-            f"{folder.root}: no task holds a sample: {_counts_in_words(folder, found)}. Mend the shards or "
-            f"the recipe, remove {folder.root}, and run `bitdance data tokenize` again"
+            f"{folder.root}: no task holds a sample: {counts}. Mend the shards or the recipe, "
+            f"remove {folder.root}, and run `bitdance data tokenize` again"
         )
     return found
 
 
-def _check_comparable(folder: DatasetFolder, markers: dict[int, dict[str, Any]]) -> None:
+def _check_tables(folder: DatasetFolder, plan: Plan, markers: dict[int, Marker]) -> None:
+    """DataError where the small files, which the side index is made of, are not what tasks wrote."""
+    problems = Problems()
+    for number in track(sorted(markers), "Checking the tasks' tables"):
+        if changed := changed_files(folder.store, folder.task(number), markers[number]):
+            folder.note_damage(number, plan.shards[number], f"{', '.join(changed)}: {CHANGED}")
+        for name in changed:
+            problems.add(folder.address(name), CHANGED)
+    mend = "`bitdance data tokenize` with its recipe makes bad tasks anew"
+    problems.raise_if_any(DataError, f"{folder.root} cannot be finished; {mend}")
+
+
+def _check_comparable(folder: DatasetFolder, markers: dict[int, Marker]) -> None:
     """DataError where the tasks' perceptual hashes are not all by one definition."""
     if len({marker.get("perceptual_hash") for marker in markers.values()}) > 1:
         old = [n for n, marker in markers.items() if marker.get("perceptual_hash") != HASH_DEFINITION]
@@ -177,7 +194,7 @@ def _write(
     folder: DatasetFolder,
     recipe: TokenizeRecipe,
     plan: Plan,
-    markers: dict[int, dict[str, Any]],
+    markers: dict[int, Marker],
     dropped: dict[int, NDArray[np.int64]],
 ) -> Manifest:
     working = folder.store.scratch("side")
@@ -198,13 +215,13 @@ def _write(
         named |= {f"{inside}/{path}": e for path, e in file_entries(folder.store.local(inside)).items()}
     manifest = Manifest(
         code_version=package_version("bitdance-trainer") or "unknown",
-        recipe_sha256=_recipe_hash(recipe),
+        recipe_sha256=recipe_sha256(recipe),
         tokenizer=plan.tokenizer,
         text_tokenizer=plan.text_tokenizer,
         classes=[c.model_copy(update={"side": f"{name}/{c.resolution}"}) for c in classes],
         tasks=len(plan.shards),
         given_up=sorted(set(range(len(plan.shards))) - set(markers)),
-        quarantined=_sum_counts(markers)["refused"],
+        quarantined=total_counts(markers)["refused"],
         near_duplicates=sum(c.raw_samples - c.samples for c in classes),
         files={path: FileEntry(**entry) for path, entry in sorted(named.items())},
     )
@@ -212,31 +229,14 @@ def _write(
     return manifest
 
 
-def _sum_counts(markers: dict[int, dict[str, Any]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for marker in markers.values():
-        total.update(marker["counts"])
-    return total
-
-
-def _counts_in_words(folder: DatasetFolder, markers: dict[int, dict[str, Any]]) -> str:
-    counts = _sum_counts(markers)
-    reasons = folder.address(f"{TASKS}/*/{QUARANTINE_NAME}")
-    return (
-        f"{counts['read']:,} samples read, {counts['not_kept']:,} not kept by the filter, "
-        f"{counts['too_small']:,} too small for every class, {counts['refused']:,} refused"
-        + (f" (why: {reasons})" if counts["refused"] else "")
-    )
-
-
 def _totals(manifest: Manifest) -> str:
     return ", ".join(f"{c.samples:,} samples of class {c.resolution}" for c in manifest.classes)
 
 
-def _report(folder: DatasetFolder, manifest: Manifest, markers: dict[int, dict[str, Any]]) -> None:
+def _report(folder: DatasetFolder, manifest: Manifest, markers: dict[int, Marker]) -> None:
     if manifest.given_up:
         say(f"{len(manifest.given_up):,} of {manifest.tasks:,} tasks were given up")
     if empty := without_samples(markers):
         say(empty)
-    say(_counts_in_words(folder, markers))
+    say(counts_in_words(total_counts(markers), folder.quarantines))
     say(f"{_totals(manifest)}; {manifest.near_duplicates:,} near-duplicate records left out")

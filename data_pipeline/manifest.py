@@ -7,9 +7,9 @@ A dataset is a folder (local, or a prefix of an object store):
                            class the tasks by number, in a task its shards. Base names are paths relative to
                            the dataset's folder: the whole folder is one `StreamingDataset` without a split
     tasks/NNNNN/           one per input shard; appears whole, by one rename, and is never rewritten
-        done.json          the marker: counts, hashes, fingerprint, code version
+        done.json          the marker: counts, hashes, fingerprint, code version, and its own hash
         samples.parquet    a row per record: class, row, key, bucket, n_text, perceptual hash, cropped share
-        quarantine.jsonl   a line per sample that was refused: key and reason
+        quarantine.jsonl   a line per sample that was refused or fits no class: key and reason
         128/, 256/, ...    an MDS folder (index.json, shard.00000.mds, ...) for each resolution class
     side-XXXXXXXX/128/, ...   the side index of each class: `.npy` files that can be memory-mapped
         n_text.npy         uint16 [samples]: caption tokens of each kept sample
@@ -18,6 +18,7 @@ A dataset is a folder (local, or a prefix of an object store):
         dropped.npy        int64 [raw_samples - samples], sorted: raw positions in the class that are left out
                            as near-duplicates; usually empty
     given_up/NNNNN.json    a task that the dataset goes without, and why
+    damaged/NNNNN.json     a task that was found damaged; there until it is made anew
     text_tokenizer/        where the recipe trained one on the captions
     recipe.json            the tokenize recipe that made the folder; another recipe is refused
 

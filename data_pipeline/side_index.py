@@ -24,6 +24,7 @@ from foundation.progress import track
 
 INDEX_NAME = "index.json"
 SAMPLES_NAME = "samples.parquet"
+MEND = "run `bitdance data tokenize` with its recipe, after removing the task's folder"
 Dropped = Mapping[int, NDArray[np.int64]]
 
 
@@ -119,8 +120,7 @@ def _task_shards(folder: DatasetFolder, number: int, resolution: int) -> list[di
     index = folder.store.read(name)
     if index is None:
         return []
-    mend = "run `bitdance data tokenize` with its recipe, after removing the task's folder"
-    shards = parse_json(index, folder.address(name), mend, "shards")["shards"]
+    shards = parse_json(index, folder.address(name), MEND, "shards")["shards"]
     for shard in shards:
         name = shard["raw_data"]["basename"]
         shard["raw_data"]["basename"] = f"{folder.task(number)}/{resolution}/{name}"
@@ -133,11 +133,15 @@ def table_address(folder: DatasetFolder, number: int) -> str:
 
 
 def _class_samples(folder: DatasetFolder, number: int, resolution: int) -> dict[str, NDArray[Any]]:
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    columns = ["resolution", "n_text", "bucket", "picture"]
-    with open_stream(table_address(folder, number)) as stream:
-        table = pq.read_table(stream, columns=columns)
+    columns, address = ["resolution", "n_text", "bucket", "picture"], table_address(folder, number)
+    try:
+        with open_stream(address) as stream:
+            table = pq.read_table(stream, columns=columns)
+    except pa.ArrowException as error:
+        raise DataError(f"{address} is damaged ({error}): {MEND}") from None
     table = table.filter(pc.equal(table["resolution"], resolution))
     return {name: table[name].to_numpy() for name in columns[1:]}

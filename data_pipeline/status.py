@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.store import writing_to
-from data_pipeline.tokenize.folder import DONE_NAME, TASKS, DatasetFolder, Plan, without_samples
+from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.marker import DONE_NAME, counts_in_words, total_counts, without_samples
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.partials import last_change
 from foundation.progress import say
 
-ALIVE_SECONDS = 600.0  # a task under way writes shards; one that has not for so long has probably been killed
+# A task under way touches its folder each minute; one that has not for so long has probably been killed.
+ALIVE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,11 @@ class Status:
             working folders are not in the dataset.
         failed: task -> reason.
         given_up: task that the dataset goes without -> reason.
-        read: samples read by finished tasks.
-        records: records written by them.
+        damaged: task that was found damaged, and is not done therefore -> how.
+        counts: of finished tasks: samples read, not kept by the filter, too small for every class and
+            refused, and records written (`read`, `not_kept`, `too_small`, `refused`, `records`).
+        lists: where those that are too small or refused are listed.
         empty: which of them had a shard without any sample, in a line; "" where none had.
-        refused: samples in their quarantine lists.
         samples_per_second: over the time between the first and the last finished task; None below two tasks.
         seconds_left: at that rate; None where it is unknown.
         finished: whether the dataset has its manifest.
@@ -42,10 +46,10 @@ class Status:
     running: int
     failed: dict[int, str]
     given_up: dict[int, str]
-    read: int
-    records: int
+    damaged: dict[int, str]
+    counts: Counter[str]
+    lists: str
     empty: str
-    refused: int
     samples_per_second: float | None
     seconds_left: float | None
     finished: bool
@@ -67,14 +71,13 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
     failures = {n: failure for n, failure in folder.failures().items() if n not in done}
     given_up = {n: note for n, note in folder.given_up().items() if n not in done}
     files = folder.store.files(TASKS)
-    counts = [marker["counts"] for marker in done.values()]
-    read = sum(c["read"] for c in counts)
+    counts = total_counts(done)
     ends = [files[f"{folder.task(n)}/{DONE_NAME}"][1] for n in done]
     rate = left = None
     if len(ends) > 1 and max(ends) > min(ends):
         # The first task's end starts the clock, so its own samples do not count.
         tasks_per_second = (len(ends) - 1) / (max(ends) - min(ends))
-        rate = tasks_per_second * read / len(ends)
+        rate = tasks_per_second * counts["read"] / len(ends)
         left = (len(plan.shards) - len(done) - len(given_up)) / tasks_per_second
     return Status(
         tasks=len(plan.shards),
@@ -82,10 +85,10 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
         running=sum(now - last_change(path) < ALIVE_SECONDS for path in folder.partials()),
         failed={n: str(failure["reason"]) for n, failure in failures.items()},
         given_up={n: str(note["reason"]) for n, note in given_up.items()},
-        read=read,
-        records=sum(c["records"] for c in counts),
+        damaged={n: str(note["reason"]) for n, note in folder.damaged().items()},
+        counts=counts,
+        lists=folder.quarantines,
         empty=without_samples(done),
-        refused=sum(c["refused"] for c in counts),
         samples_per_second=rate,
         seconds_left=left,
         finished=folder.store.read(MANIFEST_NAME) is not None,
@@ -99,7 +102,7 @@ def print_status(status: Status) -> None:
         f"{len(status.failed):,} failed, {len(status.given_up):,} given up; "
         f"the dataset is {'finished' if status.finished else 'not finished'}"
     )
-    say(f"{status.read:,} samples read, {status.refused:,} refused, {status.records:,} records written")
+    say(f"{counts_in_words(status.counts, status.lists)}; {status.counts['records']:,} records written")
     if status.empty:
         say(status.empty)
     if not status.finished and status.done + len(status.given_up) == status.tasks:
@@ -109,6 +112,8 @@ def print_status(status: Status) -> None:
         say(f"{status.samples_per_second:,.1f} samples a second{left}")
     for number, reason in sorted(status.failed.items()):
         say(f"task {number:05d} failed: {reason}")
+    for number, reason in sorted(status.damaged.items()):
+        say(f"task {number:05d} is damaged, and `bitdance data tokenize` makes it anew: {reason}")
     for number, reason in sorted(status.given_up.items()):
         say(f"task {number:05d} given up: {reason}")
 
@@ -124,7 +129,7 @@ def clear_failures(dataset: str | Path) -> int:
     failed = folder.failures()
     with writing_to(folder.root):
         for number in failed:
-            folder.clear_failure(number)
+            folder.forget(number)
     return len(failed)
 
 

@@ -1,27 +1,36 @@
 """`bitdance data verify`: does a finished dataset hold what its manifest says?
 
-Every file is hashed against the manifest, the index or its task's marker, counts are added up, and every
-shard's header is checked against its length. With `deep`, records spread over each shard are read and
-unpacked as well.
+Every file is hashed against the manifest, the index or its task's marker (which ends in its own hash), counts
+are added up, and every shard's header is checked against its length. With `deep`, records spread over each
+shard are read and unpacked as well. What is found of a task is noted in the dataset, so that `bitdance data
+tokenize` does the task again; and forgotten, where a whole copy was put back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from data_pipeline.ingest.storage import is_remote, open_stream
+from data_pipeline.finalize import read_begun, recipe_sha256
+from data_pipeline.ingest.storage import StoreUnreachable, is_remote, open_stream
 from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, Manifest, parse_manifest
+from data_pipeline.recipe_folder import RECORD_NAME
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord, unpack_bits
-from data_pipeline.tokenize.folder import DatasetFolder
+from data_pipeline.store import PlaceUnusable, writing_to
+from data_pipeline.tokenize.folder import PLAN_NAME, TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.marker import CHANGED, DONE_NAME, SHARD_SUFFIX, changed_files
 from foundation.errors import DataError, Problems
 from foundation.progress import say, track
 
 DEEP_RECORDS = 32  # records read from each shard
+TASK_OF = re.compile(TASKS + "/([0-9]{5,})/")
+TaskProblems = defaultdict[int, Problems]
 
 
 def verify_dataset(dataset: str | Path, deep: bool = False) -> None:
@@ -38,19 +47,54 @@ def verify_dataset(dataset: str | Path, deep: bool = False) -> None:
             f"{root} has no {MANIFEST_NAME}: it is not finished (`bitdance data status` says why)"
         )
     manifest = parse_manifest(text, folder.address(MANIFEST_NAME))
+    plan = _check_begun(manifest, folder)
     problems = Problems()
     for name, entry in track(manifest.files.items(), "Checking the index", len(manifest.files)):
         _check_file(folder.address(name), entry.bytes, entry.sha256, problems)
     problems.raise_if_any(DataError, f"{root} does not verify; `bitdance data finalize` mends its index")
     shards = json.loads(folder.store.read("index.json") or b"{}")["shards"]
     _check_counts(manifest, shards, folder, problems)
-    _check_tasks(manifest, folder, problems)
+    tasks: TaskProblems = defaultdict(Problems)
+    _check_tasks(manifest, plan, shards, folder, tasks)
     for place, shard in enumerate(track(shards, "Checking shards")):
-        _check_shard(folder, shard, _class_of(manifest, place), manifest, deep, problems)
-    problems.raise_if_any(
-        DataError, f"{root} does not verify; `bitdance data tokenize` with its recipe makes bad tasks anew"
-    )
+        found = TASK_OF.match(shard["raw_data"]["basename"])
+        own = tasks[int(found[1])] if found else problems
+        _check_shard(folder, shard, _class_of(manifest, place), manifest, deep, own)
+    bad = {number: own for number, own in sorted(tasks.items()) if own.lines}
+    noted = _note(folder, plan, bad)
+    problems.lines += [line for own in bad.values() for line in own.lines]
+    problems.raise_if_any(DataError, f"{root} does not verify; {noted}")
     say(f"{root}: {len(shards):,} shards and {sum(c.samples for c in manifest.classes):,} samples verify")
+
+
+def _check_begun(manifest: Manifest, folder: DatasetFolder) -> Plan:
+    """The plan; DataError where it or the recipe are not those that the dataset was finished with."""
+    recipe, plan = read_begun(folder)
+    problems = Problems()
+    if recipe_sha256(recipe) != manifest.recipe_sha256:
+        problems.add(folder.address(RECORD_NAME), "is not the recipe that the dataset was made with")
+    planned = (len(plan.shards), plan.tokenizer, plan.text_tokenizer)
+    if planned != (manifest.tasks, manifest.tokenizer, manifest.text_tokenizer):
+        problems.add(folder.address(PLAN_NAME), "is not the plan that the dataset was made by")
+    problems.raise_if_any(DataError, f"{folder.root} does not verify; put back a copy of these files")
+    return plan
+
+
+def _note(folder: DatasetFolder, plan: Plan, bad: dict[int, Problems]) -> str:
+    """Note in the dataset which tasks are bad, and which are not any more; how the bad ones are mended."""
+    try:
+        with writing_to(folder.root):
+            for number, own in bad.items():
+                folder.note_damage(number, plan.shards[number], "; ".join(map(str.strip, own.lines)))
+            for number in sorted(set(folder.damaged()) - set(bad)):
+                folder.forget(number)
+    except (PlaceUnusable, StoreUnreachable) as error:
+        return (
+            "`bitdance data tokenize` with its recipe makes bad tasks anew once it knows of them, but that "
+            f"could not be noted in the dataset ({error}): verify it where it may be written, or remove the "
+            "bad tasks' folders"
+        )
+    return "`bitdance data tokenize` with its recipe makes bad tasks anew"
 
 
 def _check_file(address: str, size: int, sha256: str, problems: Problems) -> bool:
@@ -64,7 +108,7 @@ def _check_file(address: str, size: int, sha256: str, problems: Problems) -> boo
     if read != size:
         problems.add(address, f"has {read:,} bytes, expected {size:,}")
     elif found != sha256:
-        problems.add(address, "has another content than when it was written (sha256)")
+        problems.add(address, CHANGED)
     return (read, found) == (size, sha256)
 
 
@@ -91,20 +135,38 @@ def _check_counts(
             problems.add(f"class {section.resolution}", f"its side index has lengths {sizes}, not {expected}")
 
 
-def _check_tasks(manifest: Manifest, folder: DatasetFolder, problems: Problems) -> None:
+def _check_tasks(
+    manifest: Manifest,
+    plan: Plan,
+    shards: list[dict[str, Any]],
+    folder: DatasetFolder,
+    tasks: TaskProblems,
+) -> None:
+    """Each task's marker against manifest and index, and its small files; its shards come afterwards."""
     numbers = [number for number in range(manifest.tasks) if number not in set(manifest.given_up)]
-    markers = folder.markers(numbers)
-    for number in numbers:
-        marker = markers.get(number)
+    markers = folder.claims(numbers)
+    indexed: dict[str, dict[str, str]] = defaultdict(dict)
+    for shard in shards:
+        raw = shard["raw_data"]
+        indexed["/".join(raw["basename"].split("/")[:2])][raw["basename"]] = raw["hashes"]["sha256"]
+    for number in track(numbers, "Checking tasks"):
+        marker, task, problems = markers.get(number), folder.task(number), tasks[number]
+        address = folder.address(task)
         if marker is None:
-            problems.add(
-                folder.address(folder.task(number)),
-                "its marker is missing, damaged, or does not fit its files",
-            )
-        elif marker["fingerprint"] != manifest.tokenizer.fingerprint:
-            problems.add(folder.address(folder.task(number)), "another tokenizer made it")
-        elif marker["text_hash"] != manifest.text_tokenizer.sha256:
-            problems.add(folder.address(folder.task(number)), "another text tokenizer counted its captions")
+            marker_address = folder.address(f"{task}/{DONE_NAME}")
+            problems.add(marker_address, "is missing or damaged")
+            continue
+        files = {f"{task}/{name}": entry["sha256"] for name, entry in marker["files"].items()}
+        if marker["shard"] != plan.shards[number].label:
+            problems.add(address, "another input shard than the plan's was read for it")
+        if marker["fingerprint"] != manifest.tokenizer.fingerprint:
+            problems.add(address, "another tokenizer made it")
+        if marker["text_hash"] != manifest.text_tokenizer.sha256:
+            problems.add(address, "another text tokenizer counted its captions")
+        if {name: digest for name, digest in files.items() if name.endswith(SHARD_SUFFIX)} != indexed[task]:
+            problems.add(address, "its marker has other shards than the dataset's index")
+        for name in changed_files(folder.store, task, marker):
+            problems.add(folder.address(name), CHANGED)
 
 
 def _class_of(manifest: Manifest, shard: int) -> ClassManifest:

@@ -59,7 +59,7 @@ class CaptionCounter:
 
 
 def clean_caption(caption: str) -> str:
-    """Composed Unicode (NFC), single spaces, no control characters, no spellings of special tokens."""
+    """Composed Unicode (NFC), single spaces, no control characters, no `<|special tokens|>`."""
     text = unicodedata.normalize("NFC", caption)
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     previous = None

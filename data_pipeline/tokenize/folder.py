@@ -1,8 +1,8 @@
 """The dataset while it is being made, in a folder or on S3: the plan, and what state each task is in.
 
 recipe.json         the recipe; another one is refused
-plan.json           the input shards in order, and both tokenizers; fixed by the first run, so that a task's
-                    number means the same shard for ever
+plan.json           the input shards in order, both tokenizers and which kept rows; fixed by the first run, so
+                    that a task's number means the same shard for ever
 tasks/NNNNN/        a finished task
 tasks/.NNNNN.HOST.PID.XXXXXXXX.partial/    a task under way (or what a killed one has left)
                     (on S3: in the local temporary folder)
@@ -10,6 +10,8 @@ failed/NNNNN.json   a task that cannot be done: the reason, the shard's size at 
                     that could not be used where they were too many
 given_up/NNNNN.json a task that the dataset goes without, by `bitdance data retry --give-up`; remove the file
                     to have the task back
+damaged/NNNNN.json  a task that is there, but that `verify` or `finalize` found damaged, and how: it counts as
+                    not done. Sizes are looked at in each run; all bytes of a large dataset cannot be
 """
 
 from __future__ import annotations
@@ -18,21 +20,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.ingest.shards import Shard
-from data_pipeline.manifest import TextTokenizerManifest, TokenizerManifest
+from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
 from data_pipeline.store import FolderStore, open_store
+from data_pipeline.tokenize.marker import DONE_NAME, Marker, parse_marker
 from foundation.errors import DataError
-from foundation.files import sha256_file
+from foundation.json_files import parse_json
 from foundation.partials import PARTIAL_SUFFIX, sweep_abandoned
 
 PLAN_NAME = "plan.json"
-DONE_NAME = "done.json"
-TASKS, FAILED, GIVEN_UP = "tasks", "failed", "given_up"
+TASKS, FAILED, GIVEN_UP, DAMAGED = "tasks", "failed", "given_up", "damaged"
 QUARANTINE_NAME = "quarantine.jsonl"
 NUMBER = re.compile("[0-9]{5,}")
 MARKER = re.compile(TASKS + r"/([0-9]{5,})/" + re.escape(DONE_NAME))
@@ -49,11 +51,13 @@ class Plan:
         shards: task i reads `shards[i]`.
         tokenizer: the binary tokenizer.
         text_tokenizer: what caption lengths are counted with.
+        kept: version of the filter's rows (`ingest/kept.py`); None where all samples are kept.
     """
 
     shards: tuple[Shard, ...]
     tokenizer: TokenizerManifest
     text_tokenizer: TextTokenizerManifest
+    kept: str | None
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -61,6 +65,7 @@ class Plan:
             "shards": [asdict(shard) for shard in self.shards],
             "tokenizer": self.tokenizer.model_dump(),
             "text_tokenizer": self.text_tokenizer.model_dump(),
+            "kept": self.kept,
         }
         return json.dumps(values, indent=1) + "\n"
 
@@ -72,6 +77,7 @@ class Plan:
             shards=tuple(Shard(**shard) for shard in values["shards"]),
             tokenizer=TokenizerManifest(**values["tokenizer"]),
             text_tokenizer=TextTokenizerManifest(**values["text_tokenizer"]),
+            kept=values["kept"],
         )
 
 
@@ -85,6 +91,11 @@ class DatasetFolder:
     def address(self, name: str) -> str:
         """Path or `s3://` address of a file of the dataset."""
         return self.store.address(name)
+
+    @property
+    def quarantines(self) -> str:
+        """The tasks' lists of samples that went into no class, as a pattern."""
+        return self.address(f"{TASKS}/*/{QUARANTINE_NAME}")
 
     def read_plan(self) -> Plan | None:
         """The plan of the first run; None before it."""
@@ -118,14 +129,18 @@ class DatasetFolder:
             # What they wrote is what we wrote.
             if self.read_done(number) is None:
                 raise
-        self.clear_failure(number)
+        self.forget(number)
+
+    def reopen(self) -> None:
+        """The dataset is not finished any more: a task is to change."""
+        self.store.remove([MANIFEST_NAME])
 
     def sweep(self) -> None:
         """Remove what killed processes have left, and nothing that a living one may still be making."""
         if not isinstance(self.store, FolderStore):
             return  # working folders are not in the dataset
         root = self.store.path
-        for folder in (root, *(root / name for name in (TASKS, FAILED, GIVEN_UP))):
+        for folder in (root, *(root / name for name in (TASKS, FAILED, GIVEN_UP, DAMAGED))):
             sweep_abandoned(folder.glob(f".*{PARTIAL_SUFFIX}"))
 
     def partials(self) -> list[Path]:
@@ -135,27 +150,31 @@ class DatasetFolder:
         folder = self.store.path / TASKS
         return [path for path in folder.iterdir() if PARTIAL_TASK.fullmatch(path.name)]
 
-    def markers(self, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Markers of those of the tasks that are finished: whose files fit their marker."""
-        names = {f"{self.task(number)}/{DONE_NAME}": number for number in numbers}
-        texts = self.store.read_many(list(names))
-        # One listing of all, or of the only one asked for: a request for each would take hours on S3.
-        sizes = self.store.files(TASKS if len(names) > 1 else self.task(numbers[0])) if texts else {}
-        found = {}
-        for name, text in texts.items():
-            number = names[name]
-            try:
-                marker = json.loads(text)
-                entries = marker["files"].items()
-                if all(sizes[f"{self.task(number)}/{n}"][0] == entry["bytes"] for n, entry in entries):
-                    found[number] = marker
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-        return found
+    def markers(self, numbers: Sequence[int]) -> dict[int, Marker]:
+        """Markers of those of the tasks that are done: whole by size, and not known to be damaged."""
+        damaged = self.damaged()
+        return {n: marker for n, marker in self._whole(numbers).items() if n not in damaged}
 
-    def read_done(self, number: int) -> dict[str, Any] | None:
-        """The marker of a finished task; None where it is not done, or its files do not fit its marker."""
-        return self.markers([number]).get(number)
+    def claims(self, numbers: Sequence[int]) -> dict[int, Marker]:
+        """The markers that are there, whatever became of the other files since."""
+        names = {f"{self.task(number)}/{DONE_NAME}": number for number in numbers}
+        found = {names[name]: parse_marker(text) for name, text in self.store.read_many(list(names)).items()}
+        return {number: marker for number, marker in found.items() if marker is not None}
+
+    def _whole(self, numbers: Sequence[int]) -> dict[int, Marker]:
+        claims = self.claims(numbers)
+        # One listing of all, or of the only one asked for: a request for each would take hours on S3.
+        sizes = self.store.files(TASKS if len(numbers) > 1 else self.task(numbers[0])) if claims else {}
+
+        def whole(task: str, marker: Marker) -> bool:
+            entries = marker["files"].items()
+            return all(sizes.get(f"{task}/{name}", (-1,))[0] == entry["bytes"] for name, entry in entries)
+
+        return {number: marker for number, marker in claims.items() if whole(self.task(number), marker)}
+
+    def read_done(self, number: int) -> Marker | None:
+        """The marker of a task, where its files have the sizes that it says."""
+        return self._whole([number]).get(number)
 
     def present(self) -> set[int]:
         """Tasks that claim to be finished, whether their files fit or not."""
@@ -167,7 +186,8 @@ class DatasetFolder:
         return {int(match[1]) for match in matches if match}
 
     def set_aside(self, number: int) -> None:
-        """Remove a finished task that does not verify, so that it is done again."""
+        """Remove a task that does not verify, so that it does not count."""
+        self.reopen()
         if isinstance(self.store, FolderStore):
             aside = self.new_partial(number)
             os.rename(self.store.path / self.task(number), aside / "broken")
@@ -184,51 +204,45 @@ class DatasetFolder:
         """The tasks that the dataset goes without, and why."""
         return self._notes(GIVEN_UP)
 
+    def damaged(self) -> dict[int, dict[str, Any]]:
+        """The tasks that were found damaged, and how."""
+        return self._notes(DAMAGED)
+
     def _notes(self, folder: str) -> dict[int, dict[str, Any]]:
         names = self.store.files(folder)
         numbers = {name: int(match[1]) for name in names if (match := NOTE.fullmatch(name))}
         found = {}
         for name, text in self.store.read_many(list(numbers)).items():
             try:
-                found[numbers[name]] = dict(json.loads(text))
-            except ValueError:
-                reason = f"{self.address(name)} is damaged"
-                found[numbers[name]] = {"reason": reason, "shard": "", "size": -1}
+                note = parse_json(text, self.address(name), "remove it", "reason", "shard", "size")
+            except DataError as error:
+                note = {"reason": str(error), "shard": "", "size": -1}
+            found[numbers[name]] = note
         return found
 
     def fail(self, number: int, shard: Shard, reason: str, refused: Sequence[dict[str, str]] = ()) -> None:
         """Record that a task cannot be done, and which of its samples could not be used."""
-        note = {"reason": reason, "shard": shard.label, "size": shard.size}
+        more: dict[str, Any] = {}
         if refused:
-            note |= {"refused": refused[:REFUSED_LISTED], "refused_in_all": len(refused)}
-        self.store.write(f"{FAILED}/{number:05d}.json", json.dumps(note, indent=1).encode())
+            more = {"refused": refused[:REFUSED_LISTED], "refused_in_all": len(refused)}
+        self._note(FAILED, number, shard, reason, **more)
 
     def give_up(self, number: int, shard: Shard, reason: str) -> None:
-        """Record that the dataset goes without a task."""
-        note = {"reason": reason, "shard": shard.label, "size": shard.size}
-        self.store.write(f"{GIVEN_UP}/{number:05d}.json", json.dumps(note, indent=1).encode())
-        self.clear_failure(number)
+        """Record that the dataset goes without a task, and remove what is there of it."""
+        self.reopen()
+        self._note(GIVEN_UP, number, shard, reason)
+        if number in self.present():
+            self.set_aside(number)
+        self.forget(number)
 
-    def clear_failure(self, number: int) -> None:
-        """Forget a failure, so that the task is tried again."""
-        self.store.remove([f"{FAILED}/{number:05d}.json"])
+    def note_damage(self, number: int, shard: Shard, reason: str) -> None:
+        """Record that a task that is there is damaged, so that the next run does it again."""
+        self._note(DAMAGED, number, shard, reason)
 
+    def forget(self, number: int) -> None:
+        """Forget that a task failed, or was damaged."""
+        self.store.remove([f"{FAILED}/{number:05d}.json", f"{DAMAGED}/{number:05d}.json"])
 
-def some_of(numbers: Sequence[int]) -> str:
-    """The first few tasks' numbers, for a message."""
-    return ", ".join(f"{number:05d}" for number in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
-
-
-def without_samples(markers: Mapping[int, dict[str, Any]]) -> str:
-    """Which finished tasks had a shard without a sample, in a line; "" where none had."""
-    empty = sorted(number for number, marker in markers.items() if not marker["counts"]["read"])
-    return f"{len(empty):,} tasks had a shard without any sample: {some_of(empty)}" if empty else ""
-
-
-def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """Relative path -> size and sha256 of every file under `folder`."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in paths
-    }
+    def _note(self, kind: str, number: int, shard: Shard, reason: str, **more: Any) -> None:
+        note = {"reason": reason, "shard": shard.label, "size": shard.size, **more}
+        self.store.write(f"{kind}/{number:05d}.json", json.dumps(note, indent=1).encode())

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.finalize import finalize_dataset
-from data_pipeline.ingest.kept import index_folder, kept_captions
-from data_pipeline.ingest.key_index import table_version
+from data_pipeline.ingest.kept import index_folder, kept_captions, rows_version
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, of_each, read_shard
 from data_pipeline.ingest.storage import is_remote
@@ -79,15 +78,17 @@ def run_tokenize(recipe: TokenizeRecipe, part: Slice | None = None) -> None:
 
 def _run(recipe: TokenizeRecipe, part: Slice | None) -> None:
     _check(recipe)
+    kept = rows_version(recipe.keep) if recipe.keep else None  # refuses rows that are damaged, too
     tokenizer = describe_tokenizer(recipe)
     folder = DatasetFolder(recipe.output)
     claim_folder(recipe.output, recipe, MANIFEST_NAME, FREE_KEYS)
-    plan = _plan(recipe, folder, tokenizer)
+    plan = _plan(recipe, folder, tokenizer, kept)
     folder.sweep()
     numbers = range(len(plan.shards)) if part is None else range(part.index, len(plan.shards), part.count)
     missing, failed, changed = _missing(folder, plan, numbers)
     if missing:
         say(f"{recipe.output}: {len(missing)} of {len(numbers)} tasks to do")
+        folder.reopen()
         failed |= _do(recipe, plan, missing)
     else:
         say(f"{recipe.output}: all {len(numbers)} tasks were done already")
@@ -116,11 +117,11 @@ def _check(recipe: TokenizeRecipe) -> None:
     for location, problem in failed_checks(RecipeHere.model_construct(**dict(recipe))):
         problems.add(".".join(map(str, location)), problem)
     problems.raise_if_any(RecipeError, "The tokenize recipe cannot be carried out")
-    if recipe.keep and not is_remote(recipe.keep.rows):
-        table_version(Path(recipe.keep.rows))  # refuses one that is damaged
 
 
-def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerManifest) -> Plan:
+def _plan(
+    recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerManifest, kept: str | None
+) -> Plan:
     """The plan of the first run, after checking that it still holds; this run's where there is none."""
     shards = list_shards(recipe.input)
     plan = folder.read_plan()
@@ -141,6 +142,7 @@ def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerMan
                 vocab_size=len(text),
                 sha256=text_tokenizer_hash(text),
             ),
+            kept=kept,
         )
         folder.write_plan(plan)
         return plan
@@ -149,6 +151,12 @@ def _plan(recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerMan
         raise RecipeError(
             f"The tokenizer {recipe.tokenizer} has other weights than when {recipe.output} was begun (now "
             f"{now}, then {then}); name another output folder"
+        )
+    if plan.kept != kept:
+        rows = recipe.keep.rows if recipe.keep else "none"
+        raise RecipeError(
+            f"The kept rows {rows} were replaced since {recipe.output} was begun, and its tasks are to have "
+            "the same ones: put the earlier file back (with its time), or name another output folder"
         )
     return _as_found(plan, shards, folder)
 

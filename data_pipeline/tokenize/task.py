@@ -6,8 +6,8 @@ goes in, and batches are formed in the shard's order, so a rerun writes the same
 
 from __future__ import annotations
 
-import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.buckets import Placement
 from data_pipeline.ingest.kept import KeptRows, identity, scores_of
+from data_pipeline.ingest.made_once import touch
 from data_pipeline.ingest.refusals import check_refused
 from data_pipeline.ingest.samples import RawSample, Refused
 from data_pipeline.ingest.shards import Shard, read_shard, shard_identities
@@ -28,12 +29,16 @@ from data_pipeline.records import LatentRecord, pack_bits
 from data_pipeline.tokenize.captions import CaptionCounter
 from data_pipeline.tokenize.decoding import HASH_DEFINITION, Decoded, decode_chosen, ordered_map
 from data_pipeline.tokenize.encoder import Encoder
-from data_pipeline.tokenize.folder import DONE_NAME, DatasetFolder, Plan, file_entries
+from data_pipeline.tokenize.folder import DatasetFolder, Plan
+from data_pipeline.tokenize.marker import DONE_NAME, file_entries, marker_text
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from data_pipeline.tokenize.writer import Source, TaskWriter
 from foundation.provenance import package_version
 
 DECODE_WINDOW_PER_WORKER = 8
+# A task may write nothing but at its end; by this it shows that it is under way.
+HEARTBEAT_SECONDS = 60.0
+FITS_NO_CLASS = "too small for every class, or none without cutting off more than pictures.max_cropped"
 
 
 class TaskRunner:
@@ -76,7 +81,7 @@ class TaskRunner:
         working = self.folder.new_partial(number)
         try:
             marker = _Task(self, shard, working).run()
-            (working / DONE_NAME).write_text(json.dumps(marker, indent=1, sort_keys=True) + "\n")
+            (working / DONE_NAME).write_bytes(marker_text(marker))
             self.folder.commit(working, number)
         except FileNotFoundError:
             # Swept by another host, which takes what has been silent for a day for left behind.
@@ -106,6 +111,8 @@ class _Task:
         self.working = working
         self.writer = TaskWriter(working, runner.recipe.shard_megabytes << 20)
         self.counts: Counter[str] = Counter()
+        self.refused: list[dict[str, str]] = []
+        self.last_beat = 0.0
         self.batches: dict[tuple[int, int], list[_Waiting]] = {}
 
     def run(self) -> dict[str, Any]:
@@ -117,6 +124,7 @@ class _Task:
                 self._refuse(sample.key, decoded)
             elif decoded.too_small:
                 self.counts["too_small"] += 1
+                self.writer.leave_out(sample.key, FITS_NO_CLASS)
             else:
                 self._place(sample.key, caption, scores, decoded)
         for bucket in list(self.batches):
@@ -132,6 +140,7 @@ class _Task:
         if kept is not None:
             rows = kept.rows(shard_identities(self.shard, section, kept.by))
         for sample in read_shard(self.shard, section):
+            self._beat()
             self.counts["read"] += 1
             if isinstance(sample, Refused):
                 self._refuse(sample.key, sample.reason)
@@ -179,13 +188,19 @@ class _Task:
             self.writer.write(resolution, bucket, record, waiting.source)
             self.counts["records"] += 1
 
+    def _beat(self) -> None:
+        if time.monotonic() - self.last_beat >= HEARTBEAT_SECONDS:
+            self.last_beat = time.monotonic()
+            touch(self.working)
+
     def _refuse(self, key: str, reason: str) -> None:
         self.counts["refused"] += 1
-        self.writer.refuse(key, reason)
+        self.refused.append({"key": key, "reason": reason})
+        self.writer.leave_out(key, reason)
 
     def _check_bad_fraction(self) -> None:
         considered = self.counts["read"] - self.counts["not_kept"]
-        check_refused(self.shard.label, self.writer.quarantine, considered, self.recipe.max_bad_fraction)
+        check_refused(self.shard.label, self.refused, considered, self.recipe.max_bad_fraction)
 
     def _marker(self) -> dict[str, Any]:
         names = ("read", "not_kept", "refused", "too_small", "used", "records")

@@ -17,13 +17,17 @@ from data_pipeline.ingest.samples import printable
 from data_pipeline.ingest.shards import Shard
 from data_pipeline.ingest.storage import StoreUnreachable
 from data_pipeline.store import NO_PLACE, writing_to
-from data_pipeline.tokenize.captions import CaptionCounter, load_text_tokenizer_or_refuse
+from data_pipeline.tokenize.captions import (
+    CaptionCounter,
+    load_text_tokenizer_or_refuse,
+    text_tokenizer_hash,
+)
 from data_pipeline.tokenize.decoding import decode_pool
 from data_pipeline.tokenize.encoder import Encoder
 from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from data_pipeline.tokenize.task import TaskRunner
-from foundation.errors import ExitCode, UserError
+from foundation.errors import ExitCode, RecipeError, UserError
 
 POLL_SECONDS = 1.0
 MESSAGE_SHOWN = 500  # characters of an error that nobody foresaw
@@ -54,14 +58,20 @@ class Workshop:
 
     def __enter__(self) -> Workshop:
         recipe, text = self.recipe, self.plan.text_tokenizer
+        self.folder = DatasetFolder(recipe.output)
+        name = str(self.folder.store.local(text.name)) if text.inside else text.name
+        tokenizer = load_text_tokenizer_or_refuse(name)
+        if text_tokenizer_hash(tokenizer) != text.sha256:
+            raise RecipeError(
+                f"The text tokenizer {name} is another one than when {recipe.output} was begun; put the "
+                "earlier one back, or name another output folder"
+            )
+        counter = CaptionCounter(tokenizer, recipe.captions.max_tokens)
+        encoder = Encoder(recipe.tokenizer, recipe.dtype, _device(recipe.compute.device, self.place))
+        kept = KeptRows(recipe.keep.by, self.index) if recipe.keep and self.index else None
         decoders: Executor | None = None
         if recipe.compute.decoders:
             decoders = self.stack.enter_context(decode_pool(recipe.compute.decoders))
-        self.folder = DatasetFolder(recipe.output)
-        name = str(self.folder.store.local(text.name)) if text.inside else text.name
-        counter = CaptionCounter(load_text_tokenizer_or_refuse(name), recipe.captions.max_tokens)
-        encoder = Encoder(recipe.tokenizer, recipe.dtype, _device(recipe.compute.device, self.place))
-        kept = KeptRows(recipe.keep.by, self.index) if recipe.keep and self.index else None
         self.runner = TaskRunner(recipe, self.plan, encoder, counter, kept, decoders)
         return self
 

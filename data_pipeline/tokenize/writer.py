@@ -94,8 +94,8 @@ class TaskWriter:
         self.samples.append((resolution, row, record.key, bucket, record.n_text, *picture))
         self.rows[resolution] += 1
 
-    def refuse(self, key: str, reason: str) -> None:
-        """Note a sample that cannot be used."""
+    def leave_out(self, key: str, reason: str) -> None:
+        """Note a sample that goes into no class: it cannot be used, or is too small."""
         self.quarantine.append({"key": key, "reason": reason})
 
     def finish(self) -> None:

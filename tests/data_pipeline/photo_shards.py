@@ -7,9 +7,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from data_pipeline.metadata.schema import SCORES
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from models.tokenizer import BinaryTokenizer, TokenizerConfig, save_tokenizer
 
@@ -47,6 +50,13 @@ def write_shards(folder, shards, samples=6, bad=()):
             members.append((f"{key}.txt", f"a picture of number {number} in a frame".encode()))
         write_tar(folder / f"{shard:05d}.tar", members)
         (folder / f"{shard:05d}_stats.json").write_text("{}")
+
+
+def write_kept(path, captions):
+    """Rows as the filter leaves them: the captions of hashes 0, 1, ..."""
+    columns = {name: [5.0] * len(captions) for name in SCORES}
+    table = {"hash": list(range(len(captions))), "caption": captions}
+    pq.write_table(pa.table(table | columns), path)
 
 
 def write_tokenizer(folder, seed=0):

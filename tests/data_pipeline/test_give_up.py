@@ -80,7 +80,7 @@ def test_retry_on_a_full_disk_is_said_and_goes_on_when_there_is_room(tmp_path):
             fingerprint="f", downsample=16, bits_per_token=16, dtype="float32", folder="t"
         )
         text = TextTokenizerManifest(name="n", inside=False, vocab_size=9, sha256="s")
-        folder.write_plan(Plan(shards, tokenizer, text))
+        folder.write_plan(Plan(shards, tokenizer, text, None))
         for number, shard in enumerate(shards):
             folder.fail(number, shard, "damaged")
         errors = list[PlaceUnusable]()

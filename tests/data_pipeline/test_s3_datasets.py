@@ -90,11 +90,17 @@ def test_a_task_without_its_marker_or_with_a_damaged_file_is_done_again(port, ma
         run_tokenize(recipe)
         assert "task 00001 does not verify and is done again" in capsys.readouterr().out
         assert remote_tree(recipe.output) == files
-        store.write("tasks/00002/64/shard.00000.mds", b"short")
-        with pytest.raises(
-            DataError, match=r"s3://data/broken/latents/tasks/00002/64/shard\.00000\.mds: has 5"
-        ):
-            verify_dataset(recipe.output)
+        shard = "tasks/00002/64/shard.00000.mds"
+        data = bytearray(store.read(shard))
+        data[len(data) // 2] ^= 4  # of the same size, so that only `verify` sees it
+        for damaged, problem in ((b"short", "has 5 bytes"), (bytes(data), "has another content")):
+            store.write(shard, damaged)
+            with pytest.raises(DataError, match=rf"s3://data/broken/latents/{shard}: {problem}"):
+                verify_dataset(recipe.output)
+        run_tokenize(recipe)
+        assert "task 00002 does not verify and is done again" in capsys.readouterr().out
+        assert remote_tree(recipe.output) == files
+        verify_dataset(recipe.output)
 
 
 def test_finished_over_a_line_that_fails_and_dies(port, made):

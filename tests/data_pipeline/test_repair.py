@@ -1,0 +1,150 @@
+"""What does not verify is made anew: found by `verify` or `finalize`, noted, told by `status`, done again."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+
+import pytest
+from photo_shards import tokenize_recipe, tree, write_shards, write_tokenizer
+
+from data_pipeline.finalize import finalize_dataset
+from data_pipeline.status import give_up, print_status, read_status
+from data_pipeline.tokenize.run import run_tokenize
+from data_pipeline.verify import verify_dataset
+from foundation.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Three shards of six pictures, one of which cannot be used, tokenized."""
+    folder = tmp_path_factory.mktemp("repair")
+    write_shards(folder / "shards", 3, bad={7})
+    write_tokenizer(folder / "tokenizer")
+    run_tokenize(tokenize_recipe(folder))
+    return folder
+
+
+@pytest.fixture
+def latents(made, tmp_path):
+    """The dataset, to damage; whole again, at the same place, for the next test."""
+    shutil.copytree(made / "latents", tmp_path / "kept")
+    yield made / "latents"
+    shutil.rmtree(made / "latents")
+    shutil.move(tmp_path / "kept", made / "latents")
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << (place % 8)
+    path.write_bytes(data)
+
+
+def test_a_flipped_byte_is_found_and_the_next_run_makes_its_task_anew(made, latents, capsys):
+    before = tree(latents)
+    shard = latents / "tasks" / "00001" / "32" / "shard.00000.mds"
+    flip(shard, shard.stat().st_size // 2)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"tokenize` with its recipe makes bad tasks anew \(1 problem\)"):
+            verify_dataset(latents)
+    status = read_status(latents)
+    assert (status.done, list(status.damaged)) == (2, [1]) and "another content" in status.damaged[1]
+    print_status(status)
+    assert "\ntask 00001 is damaged, and `bitdance data tokenize` makes it anew: " in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"1 of 3 tasks are not done \(00001\)"):
+        finalize_dataset(str(latents))
+    run_tokenize(tokenize_recipe(made))
+    assert "task 00001 does not verify and is done again" in capsys.readouterr().out
+    assert tree(latents) == before
+    verify_dataset(latents, deep=True)
+    assert not read_status(latents).damaged
+
+
+def test_a_copy_that_was_put_back_is_good_again(made, latents):
+    shard = latents / "tasks" / "00000" / "64" / "shard.00000.mds"
+    whole = shard.read_bytes()
+    flip(shard, 99)
+    with pytest.raises(DataError, match="1 problem"):
+        verify_dataset(latents)
+    shard.write_bytes(whole)
+    verify_dataset(latents)
+    assert not read_status(latents).damaged
+
+
+def test_a_damaged_task_whose_input_is_gone_may_be_given_up(made, latents):
+    flip(latents / "tasks" / "00002" / "64" / "shard.00000.mds", 77)
+    with pytest.raises(DataError):
+        verify_dataset(latents)
+    give_up(latents, [2])
+    finalize_dataset(str(latents))
+    verify_dataset(latents)
+    status = read_status(latents)
+    assert status.finished and list(status.given_up) == [2] and not status.damaged
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "done.json", "32/index.json", "quarantine.jsonl"])
+def test_any_byte_of_a_tasks_small_files_is_found_by_verify_and_finalize(made, latents, name):
+    path = latents / "tasks" / "00001" / name
+    whole = path.read_bytes()
+    places = random.Random(0).sample(range(len(whole)), min(len(whole), 12))
+    for place in places:
+        path.write_bytes(whole)
+        flip(path, place)
+        with pytest.raises(DataError, match=f"tasks/00001/{name}: "):
+            verify_dataset(latents)
+        shutil.rmtree(latents / "damaged")
+    (latents / "manifest.json").unlink()
+    for place in places:
+        shutil.rmtree(latents / "damaged", ignore_errors=True)
+        path.write_bytes(whole)
+        flip(path, place)
+        with pytest.raises(DataError, match=f"tasks/00001/{name}: " if name != "done.json" else "00001"):
+            finalize_dataset(str(latents))
+    run_tokenize(tokenize_recipe(made))
+    verify_dataset(latents, deep=True)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "plan.json"])
+def test_another_recipe_or_plan_than_the_datasets_is_named(latents, name):
+    path = latents / name
+    values = json.loads(path.read_text())
+    if name == "plan.json":
+        values["shards"][1]["path"] += "x"
+    else:
+        values["near_duplicates"] = 0
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=name if name == "recipe.json" else "tasks/00001: another input"):
+        verify_dataset(latents)
+    path.write_text("[")
+    with pytest.raises(DataError, match=name):
+        verify_dataset(latents)
+
+
+def test_what_may_not_be_written_is_verified_all_the_same(latents, tmp_path):
+    """Read-only: the finding is told, and that it could not be noted."""
+    shard = latents / "tasks" / "00001" / "32" / "shard.00000.mds"
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    bind = subprocess.run(["mount", "--bind", latents, mount], check=False).returncode == 0
+    if not bind and os.geteuid() == 0:
+        pytest.skip("root may write everywhere, and nothing can be mounted")
+    try:
+        flip(shard, shard.stat().st_size // 2)
+        if bind:
+            subprocess.run(["mount", "-o", "remount,ro,bind", mount], check=True)
+        else:
+            latents.chmod(0o500)
+        with pytest.raises(
+            DataError, match=r"could not be noted in the dataset \(.*(Read-only|denied)"
+        ) as error:
+            verify_dataset(mount if bind else latents)
+        assert "tasks/00001/32/shard.00000.mds: has another content" in str(error.value)
+        assert "remove the bad tasks' folders" in str(error.value)
+        flip(shard, shard.stat().st_size // 2)
+        verify_dataset(mount if bind else latents)
+    finally:
+        if bind:
+            subprocess.run(["umount", "--lazy", mount], check=True)
+        else:
+            latents.chmod(0o700)

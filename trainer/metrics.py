@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class MetricsLog:
 
         The file is replaced and not cut, so that a stale process that still has it open writes into the void.
         """
-        kept = [line for line in read_lines(self._path) if line["step"] < step]
+        kept = [line for line in read_metrics(self._path) if line["step"] < step]
         with atomic_write(self._path) as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115
@@ -61,13 +62,20 @@ class MetricsLog:
         """One step's metrics; "step" is among them."""
         with suppress(OSError):  # as above
             self._file.write(json.dumps(metrics) + "\n")
-        if self._wandb is not None:
-            self._wandb.log(metrics, step=metrics["step"])
+        self._tell_wandb(lambda wandb: wandb.log(metrics))
 
     def close(self) -> None:
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._tell_wandb(lambda wandb: wandb.finish())
+
+    def _tell_wandb(self, tell: Callable[[Any], None]) -> None:
+        if self._wandb is None:
+            return
+        try:
+            tell(self._wandb)
+        except Exception as error:  # noqa: BLE001  (its own process may be gone, in many ways: no reason to end)
+            self._wandb = None
+            say(f"W&B is gone ({error!r}): the run goes on without it; all is in {self._path}")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -85,13 +93,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict)]
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Those lines of a `metrics.jsonl` that are whole and of a step."""
+    return [line for line in read_lines(path) if type(line.get("step")) is int]
+
+
 def _start_wandb(run: RunFolder, recipe: StageRecipe) -> Any:
     if recipe.metrics.wandb == "disabled":
         return None
     import wandb
 
     def begin(mode: Literal["offline", "online"]) -> Any:
-        return wandb.init(
+        started = wandb.init(
             project=recipe.metrics.project,
             name=run.path.name,
             id=run.path.resolve().name + "-" + recipe_identity(run),
@@ -101,17 +114,23 @@ def _start_wandb(run: RunFolder, recipe: StageRecipe) -> Any:
             config=recipe.model_dump(mode="json"),
             settings=wandb.Settings(silent=True),
         )
+        # Of W&B's own steps, which may only rise, a run that goes back would lose those that it does again.
+        started.define_metric("*", step_metric="step")
+        return started
 
-    if recipe.metrics.wandb == "offline":
-        return begin("offline")
+    if recipe.metrics.wandb == "online":
+        try:
+            if _wandb_reachable():
+                return begin("online")
+            reason = "cannot be reached"
+        except wandb.Error as error:  # no login, a key that is not accepted, a server that does not answer
+            reason = f"cannot be used ({error})"
+        say(f"W&B {reason}: its metrics are kept offline (`wandb sync` sends them later)")
     try:
-        if _wandb_reachable():
-            return begin("online")
-        reason = "cannot be reached"
-    except wandb.Error as error:  # no login, a key that is not accepted, a server that does not answer
-        reason = f"cannot be used ({error})"
-    say(f"W&B {reason}: its metrics are kept offline (`wandb sync` sends them later)")
-    return begin("offline")
+        return begin("offline")
+    except Exception as error:  # noqa: BLE001  (as in `MetricsLog._tell_wandb`)
+        say(f"W&B does not start ({error!r}): the run goes on without it; all is in {run.metrics}")
+        return None
 
 
 def recipe_identity(run: RunFolder) -> str:

@@ -22,12 +22,73 @@ def recipe(tmp_path: Path) -> StageRecipe:
     return load_recipe(StageRecipe, write_recipe(tmp_path))
 
 
+class Wandb:
+    """What a run uses of W&B."""
+
+    def begin(self, **options: object) -> "Wandb":
+        self.asked, self.told, self.gone = options, [], None
+        return self
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, metrics: dict) -> None:
+        if self.gone is not None:
+            raise self.gone
+        self.told.append(metrics["step"])
+
+    def finish(self) -> None:
+        if self.gone is not None:
+            raise self.gone
+
+
+@pytest.fixture
+def wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wandb:
+    wandb = Wandb()
+    monkeypatch.setattr("wandb.init", wandb.begin)
+    (tmp_path / "starts").mkdir()
+    (tmp_path / "starts" / "0001.json").write_text(json.dumps({"time": 1.0}))
+    return wandb
+
+
+@pytest.mark.parametrize("gone", [ConnectionResetError("Connection lost"), BrokenPipeError(), RuntimeError()])
+def test_a_wandb_that_dies_is_said_once_and_done_without(
+    tmp_path: Path, wandb_run: Wandb, capsys: pytest.CaptureFixture[str], gone: Exception
+) -> None:
+    offline = load_recipe(StageRecipe, write_recipe(tmp_path, metrics={"wandb": "offline"}))
+    log = MetricsLog(RunFolder(tmp_path), offline, 0)
+    log.write({"step": 0})
+    log.write({"step": 1})
+    log.go_back_to(1)
+    log.write({"step": 1})
+    assert wandb_run.told == [0, 1, 1]  # its own steps rise on
+    wandb_run.gone = gone
+    log.write({"step": 2})
+    log.write({"step": 3})
+    log.close()
+    assert capsys.readouterr().out.count("W&B is gone") == 1
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+def test_a_wandb_that_does_not_start_is_done_without(
+    tmp_path: Path, wandb_run: Wandb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**options: object) -> None:
+        raise OSError("no wandb-core")
+
+    monkeypatch.setattr("wandb.init", broken)
+    offline = load_recipe(StageRecipe, write_recipe(tmp_path, metrics={"wandb": "offline"}))
+    MetricsLog(RunFolder(tmp_path), offline, 0).close()
+    assert "W&B does not start" in capsys.readouterr().out
+
+
 def test_a_resume_drops_the_steps_that_are_done_again(tmp_path: Path, recipe: StageRecipe) -> None:
     run = RunFolder(tmp_path)
     first = MetricsLog(run, recipe, 0)
     for step in range(5):
         first.write({"step": step, "loss": 1.0})
     with open(run.metrics, "a") as file:
+        file.write('{"loss": 1.0}\n{"step": "x"}\n')  # damaged
         file.write('{"step": 5, "lo')  # cut short by a kill
     second = MetricsLog(run, recipe, 3)
     first.write({"step": 5, "loss": 9.0})  # a stale process writes into the void
@@ -48,11 +109,11 @@ def test_unreachable_wandb_goes_on_offline(
     run.starts.mkdir()
     (run.starts / "0001.json").write_text(json.dumps({"time": 1.0}))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    asked: dict[str, object] = {}
-    monkeypatch.setattr("wandb.init", lambda **options: asked.update(options))
+    wandb = Wandb()
+    monkeypatch.setattr("wandb.init", wandb.begin)
     online = recipe.model_copy(update={"metrics": recipe.metrics.model_copy(update={"wandb": "online"})})
     MetricsLog(run, online, 0)
-    assert asked["mode"] == "offline"
+    assert wandb.asked["mode"] == "offline"
     assert "cannot be reached" in capsys.readouterr().out
 
 

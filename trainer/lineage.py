@@ -19,9 +19,16 @@ def lineage_lines(folder: Path) -> list[str]:
     """The chain of a run folder or an export, newest first, a stage per paragraph.
 
     Raises:
-        DataError: the folder has no record of where it came from.
+        DataError: the folder has no record of where it came from, or a damaged one.
     """
-    lineage, heading = _read(folder)
+    path, lineage = _read(folder)
+    try:
+        return _chain(lineage, str(folder))
+    except (KeyError, TypeError) as error:  # a record holds those of its parents: damage may lie deep
+        raise DataError(f"{path} is damaged (no lineage: {error!r}): {RESTORE}") from None
+
+
+def _chain(lineage: dict[str, Any], heading: str) -> list[str]:
     lines: list[str] = []
     while True:
         lines += [heading, *(f"    {line}" for line in _stage(lineage))]
@@ -34,7 +41,7 @@ def lineage_lines(folder: Path) -> list[str]:
         lineage = parent["lineage"]
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], str]:
+def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
     for path, key in (
         (folder / "lineage.json", None),
         (folder / EXPORT_MANIFEST, "lineage"),
@@ -43,7 +50,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], str]:
             values = read_json(path, RESTORE, *([key] if key else []))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        return (values[key] if key else values), str(folder)
+        return path, (values[key] if key else values)
     raise DataError(
         f"{folder} is neither a run folder (lineage.json) nor an export of ours ({EXPORT_MANIFEST})"
     )

@@ -24,7 +24,7 @@ from foundation.progress import say
 from foundation.recipes import load_recipe
 from trainer.launch import PARENT_VARIABLE
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder, create_run, lock_run, take_start
+from trainer.run_folder import RunFolder, create_run, lock_run, note_refusal, take_start
 from trainer.signals import STOP_SIGNALS, StopFlag
 from trainer.terminal import Terminal
 
@@ -124,7 +124,7 @@ def _train(
     from trainer.watchdog import LEAVE_SECONDS, ends_within
 
     torch.set_num_threads(recipe.world.threads)
-    crashed = False
+    crashed, number = False, None
     try:
         if not dist.is_initialized():
             start_distributed()
@@ -142,6 +142,8 @@ def _train(
     except UserError as error:
         if first_to_say(error):
             terminal.complain(str(error))
+            if number is not None and error.exit_code in (ExitCode.RECIPE, ExitCode.DATA):
+                note_refusal(run, number, error.exit_code)
         raise
     except Exception as error:
         code = told_fault()

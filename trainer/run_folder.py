@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -212,9 +213,20 @@ def take_start(run: RunFolder, committed_step: int, ranks: int, despite_no_progr
         return number
 
 
+def note_refusal(run: RunFolder, number: int, code: ExitCode) -> None:
+    """A start has ended with bad data or a bad recipe. Only a person who has mended them starts again after
+    that, so it does not count as a start without progress. Its number stays taken.
+    """
+    path = run.starts / f"{number:04}.json"
+    with suppress(OSError), atomic_write(path) as file:  # where it cannot be noted it counts
+        json.dump({**json.loads(path.read_text()), "refused": int(code)}, file)
+
+
 def makes_no_progress(run: RunFolder, committed_step: int) -> bool:
-    """Whether the last `STARTS_WITHOUT_PROGRESS` starts began at the step where one more would begin."""
-    stuck = starts_of(run)[-STARTS_WITHOUT_PROGRESS:]
+    """Whether the last `STARTS_WITHOUT_PROGRESS` starts, but refused ones, began at the step where one more
+    would begin.
+    """
+    stuck = [start for start in starts_of(run) if "refused" not in start][-STARTS_WITHOUT_PROGRESS:]
     return len(stuck) == STARTS_WITHOUT_PROGRESS and all(s.get("step") == committed_step for s in stuck)
 
 
@@ -229,7 +241,9 @@ def latest_start(run: RunFolder) -> int:
 
 
 def starts_of(run: RunFolder) -> list[dict[str, Any]]:
-    """All starts, oldest first: time, host, step of the newest checkpoint then, ranks."""
+    """All starts, oldest first: time, host, step of the newest checkpoint then, ranks; of those that were
+    refused their exit code.
+    """
     # Not deleted: by its name it keeps the start's number, which is the fence.
     mend = "empty it (`: > FILE`); it notes when and where a start was"
     return [

@@ -5,10 +5,11 @@ import pytest
 from small_stage import write_recipe
 from typer.testing import CliRunner
 
-from foundation.errors import DataError, RecipeError
+from foundation.errors import DataError, ExitCode, RecipeError
 from foundation.ownership import FolderTaken
 from foundation.recipes import load_recipe
 from trainer.cli import app
+from trainer.lineage import lineage_lines
 from trainer.recipe import StageRecipe
 from trainer.run_folder import (
     EXPORT_MANIFEST,
@@ -20,6 +21,8 @@ from trainer.run_folder import (
     first_started,
     latest_start,
     lock_run,
+    makes_no_progress,
+    note_refusal,
     take_start,
 )
 
@@ -111,6 +114,17 @@ def test_starts_are_numbered_and_stop_without_progress(tmp_path: Path) -> None:
     assert take_start(run, 11, 2) == 7
 
 
+def test_refused_starts_lock_nobody_out_and_keep_their_numbers(tmp_path: Path) -> None:
+    run = create_run(recipe(tmp_path))
+    for number in (1, 2, 3):
+        assert take_start(run, 0, 1) == number
+        note_refusal(run, number, ExitCode.DATA)
+    assert [take_start(run, 0, 1) for _ in range(3)] == [4, 5, 6]
+    assert makes_no_progress(run, 0) and latest_start(run) == 6
+    with pytest.raises(NoProgress):
+        take_start(run, 0, 1)
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = create_run(recipe(tmp_path))
     held = lock_run(run)
@@ -153,3 +167,14 @@ def test_damaged_notes_of_a_run_are_named_and_an_empty_start_is_none(tmp_path: P
     (run.export / EXPORT_MANIFEST).write_text("{}")
     with pytest.raises(DataError, match=r"export\.json is damaged \(without step\): remove the folder"):
         run.finished_at()
+
+
+@pytest.mark.parametrize("name", ["lineage.json", EXPORT_MANIFEST])
+@pytest.mark.parametrize(
+    "lineage", [{}, {"parent": None, "dataset": {}}, {"parent": 3, "dataset": {}, "recipe_sha256": 1}]
+)
+def test_a_damaged_lineage_is_named(tmp_path: Path, name: str, lineage: dict) -> None:
+    values = lineage if name == "lineage.json" else {"lineage": lineage}
+    (tmp_path / name).write_text(json.dumps(values))
+    with pytest.raises(DataError, match=rf"{name} is damaged .*: put back a copy"):
+        lineage_lines(tmp_path)

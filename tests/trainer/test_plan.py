@@ -145,3 +145,14 @@ def test_the_best_interval_is_youngs_and_no_other_is_better(gpus, minutes):
     others = [saving.effective_at(saving.best_seconds * factor) for factor in (0.5, 0.9, 1.1, 2)]
     assert saving.effective > max(others)
     assert math.isclose(saving.effective, saving.effective_at(saving.best_seconds))
+
+
+@pytest.mark.parametrize("option", ["--mtbf-hours", "--stall-seconds", "--price"])
+@pytest.mark.parametrize("value", ["-5", "nan", "inf"])
+def test_figures_that_are_none_are_refused(option: str, value: str) -> None:
+    done = CliRunner().invoke(app, [str(SMALL), "--gpus", "8", option, value])
+    assert done.exit_code == 2 and option in done.output
+
+
+def test_a_job_that_fails_all_the_time_is_refused() -> None:
+    assert CliRunner().invoke(app, [str(SMALL), "--gpus", "8", "--mtbf-hours", "0"]).exit_code == 2

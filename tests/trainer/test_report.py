@@ -160,3 +160,14 @@ def test_one_spike_does_not_flatten_a_chart():
 def test_charts_take_one_point_and_no_point():
     assert "circle" in draw_chart([Curve("loss", [(3, 1.0)])], Marks(restarts=[3]))
     assert draw_chart([Curve("loss", [])], Marks()) == ""
+
+
+@pytest.mark.parametrize(
+    "line", [{"step": "x"}, {"loss": 1.0}, {"step": None}, {"step": 41, "eta_seconds": "x"}]
+)
+def test_a_damaged_line_is_left_out(run, line):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write("\n" + json.dumps(line) + "\n")
+    with open(run / "events.jsonl", "a") as file:
+        file.write(json.dumps({"event": "skipped", **line}) + "\n")
+    assert "of 60" in render_page(read_run(run), 1.7e9)

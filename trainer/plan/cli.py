@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 app = typer.Typer()
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number to plan with")
+    return value
 
 
 @app.command()
@@ -17,12 +24,20 @@ def plan(
     gpu: Annotated[str, typer.Option(help="Their kind, such as h100-80g.")] = "h100-80g",
     mfu: Annotated[float, typer.Option(help="Share of their peak FLOP/s that training reaches.")] = 0.4,
     price: Annotated[
-        float | None, typer.Option(help="Dollars per GPU hour, if not the usual.", min=0)
+        float | None,
+        typer.Option(help="Dollars per GPU hour, if not the usual.", min=0, callback=_finite),
     ] = None,
     mtbf_hours: Annotated[
-        float | None, typer.Option(help="Mean time between failures of the job; default: usual for its size.")
+        float | None,
+        typer.Option(
+            help="Mean time between failures of the job; default: usual for its size.",
+            min=0.01,
+            callback=_finite,
+        ),
     ] = None,
-    stall_seconds: Annotated[float, typer.Option(help="That a save holds training up.", min=0.01)] = 30.0,
+    stall_seconds: Annotated[
+        float, typer.Option(help="That a save holds training up.", min=0.01, callback=_finite)
+    ] = 30.0,
     overrides: Annotated[
         list[str] | None,
         typer.Option(

@@ -80,7 +80,9 @@ def _status(data: RunData) -> str:
         return f"No step of {steps} is done."
     last = data.metrics[-1]
     left = last.get("eta_seconds")
-    return f"After step {last['step'] + 1} of {steps}" + (f", {_duration(left)} left then." if left else ".")
+    return f"After step {last['step'] + 1} of {steps}" + (
+        f", {_duration(left)} left then." if isinstance(left, int | float) else "."
+    )
 
 
 def _facts(data: RunData) -> str:
@@ -101,7 +103,7 @@ def _facts(data: RunData) -> str:
 
 def _charts(data: RunData) -> list[str]:
     restarts = [start.get("step", 0) for start in data.starts[1:]]
-    marks = Marks(restarts, [event["step"] for event in data.of_kind("skipped") if "step" in event])
+    marks = Marks(restarts, [e["step"] for e in data.of_kind("skipped") if type(e.get("step")) is int])
     figures = []
     for panel in PANELS:
         curves = [Curve(_curve_name(key, panel), _points(data, key)) for key in _keys(data, panel)]

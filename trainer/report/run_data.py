@@ -8,7 +8,7 @@ from typing import Any
 
 from foundation.errors import DataError
 from foundation.json_files import read_json
-from trainer.metrics import read_lines
+from trainer.metrics import read_lines, read_metrics
 from trainer.run_folder import RunFolder, recorded_recipe, starts_of
 
 
@@ -54,7 +54,7 @@ def read_run(path: Path) -> RunData:
         raise DataError(
             f"{path} is not a run folder: it has no {run.recipe.name}. Give the `run` of a stage's recipe."
         ) from None
-    by_step = {line["step"]: line for line in read_lines(run.metrics) if "step" in line}
+    by_step = {line["step"]: line for line in read_metrics(run.metrics)}
     return RunData(
         run=run,
         recipe=recipe,

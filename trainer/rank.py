@@ -63,7 +63,8 @@ def join_run(find: Callable[[], StageRecipe | None], despite_no_progress: bool) 
         find: on rank 0, the recipe, pointed at its run folder; None where there is nothing to do.
 
     Raises:
-        UserError, OSError: on rank 0, what `find` raises; the other ranks return its exit code.
+        UserError, OSError: on rank 0, what `find` raises, or that the folder cannot be made; the other ranks
+            return its exit code.
     """
     stop = StopFlag()
     stop.install()
@@ -74,9 +75,15 @@ def join_run(find: Callable[[], StageRecipe | None], despite_no_progress: bool) 
     from trainer.engine import start_distributed
     from trainer.peers import decided_by_first, stop_distributed
 
+    def find_and_make() -> StageRecipe | None:
+        found = find()
+        if found is not None:
+            create_run(found)
+        return found
+
     start_distributed()
     try:
-        recipe = decided_by_first(find)
+        recipe = decided_by_first(find_and_make)
         return ExitCode.DONE if recipe is None else run_rank(recipe, stop, despite_no_progress)
     except (UserError, OSError) as error:
         if dist.get_rank() == 0:

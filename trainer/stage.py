@@ -296,7 +296,7 @@ class Stage:
             "tokenizer_fingerprint": dataset.manifest.tokenizer.fingerprint,
         }
         try:
-            lineage = read_json(self.run.lineage, RESTORE, "parent", "dataset")
+            lineage = read_json(self.run.lineage, RESTORE, "parent", "dataset", "recipe_sha256")
         except FileNotFoundError:
             lineage = {**now, "parent": parent_of(self.recipe)}
             if self.rank == 0:

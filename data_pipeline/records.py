@@ -43,7 +43,8 @@ class LatentRecord:
         w: columns of the token grid.
         caption: the caption, already cut to the recipe's limit of tokens.
         n_text: tokens of `caption` under the dataset's text tokenizer, without any special token.
-        key: unique in the dataset's resolution class; names the picture in logs and in the quarantine list.
+        key: names the picture in logs and in the quarantine list; unique in its task's part of a class. What
+            tells records of a whole class apart is their sample id: two input folders may hold equal names.
         scores: the values that the filters used, by name; JSON scalars only.
     """
 

@@ -189,17 +189,20 @@ def _check_shard(
     if encodings != LATENT_COLUMNS:
         problems.add(path, f"its columns are {encodings}, expected {LATENT_COLUMNS}")
         return
-    with open_stream(path) as stream:
-        count = int(np.frombuffer(stream.read(4), "<u4")[0])
-        offsets = np.frombuffer(stream.read(4 * (count + 1)), "<u4")
-    if (
-        count != shard["samples"]
-        or offsets[-1] != raw["bytes"]
-        or np.any(np.diff(offsets.astype(np.int64)) <= 0)
-    ):
+    if not _header_fits(path, shard["samples"], raw["bytes"]):
         problems.add(path, "its header does not fit its length")
     elif deep:
         _check_records(folder, shard, section, manifest, problems)
+
+
+def _header_fits(path: str, samples: int, size: int) -> bool:
+    """Whether a shard's header has that many records, each with a length, the last up to the shard's end."""
+    with open_stream(path) as stream:
+        header = stream.read(4 * (samples + 2))
+    if len(header) < 4 * (samples + 2):
+        return False
+    count, *offsets = np.frombuffer(header, "<u4").astype(np.int64)
+    return bool(count == samples and offsets[-1] == size and np.all(np.diff(offsets) > 0))
 
 
 def _check_records(

@@ -46,7 +46,8 @@ def open_stream(path: str) -> Iterator[IO[bytes]]:
 
 
 def matching_files(pattern: str, suffix: str) -> dict[str, int]:
-    """Path -> bytes of the files that a path or glob stands for; a folder: those in it with `suffix`."""
+    """Path -> bytes of the files that a path or glob stands for; of a folder those with `suffix`, and of a
+    local glob, too, if it matches any."""
     if is_remote(pattern):
         pattern = pattern if pattern.endswith(suffix) else f"{pattern.rstrip('/')}/*{suffix}"
         with reaching(pattern):
@@ -54,9 +55,9 @@ def matching_files(pattern: str, suffix: str) -> dict[str, int]:
         return {f"s3://{path}": int(info["size"]) for path, info in details.items()}
     if os.path.isdir(pattern):
         pattern = os.path.join(glob.escape(pattern), f"*{suffix}")
-    return {
-        path: os.path.getsize(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
-    }
+    found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    wanted = [path for path in found if path.endswith(suffix)]
+    return {path: os.path.getsize(path) for path in wanted or found}
 
 
 def file_version(path: str) -> str:

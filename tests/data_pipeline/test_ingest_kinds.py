@@ -31,6 +31,19 @@ def everything(part):
     return [(s.key, s.image, s.caption) for s in found if isinstance(s, RawSample)], len(shards)
 
 
+def test_a_glob_takes_the_shards_among_what_lies_beside_them(tmp_path):
+    for name in ("0.tar", "1.tar"):
+        write_tar(tmp_path / name, [("a.jpg", PHOTOS[0])])
+        (tmp_path / name.replace(".tar", "_stats.json")).write_text("{}")
+        (tmp_path / name.replace(".tar", ".parquet")).write_bytes(b"x")
+    shards = list_shards(section("webdataset", tmp_path / "*"))
+    assert [shard.path for shard in shards] == [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar"]
+    (tmp_path / "0.tar").rename(tmp_path / "part-0")  # without the suffix, as some tools write
+    assert [s.path for s in list_shards(section("webdataset", f"{tmp_path}/part-*", incomplete="read"))] == [
+        f"{tmp_path}/part-0"
+    ]
+
+
 def test_folder_with_captions_is_cut_by_number(tmp_path):
     for i, photo in enumerate(PHOTOS):
         path = tmp_path / ("sub" if i % 2 else "") / f"p{i}.jpg"

@@ -1,5 +1,6 @@
 """What does not verify is made anew: found by `verify` or `finalize`, noted, told by `status`, done again."""
 
+import itertools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from photo_shards import tokenize_recipe, tree, write_shards, write_tokenizer
 
 from data_pipeline.finalize import finalize_dataset
 from data_pipeline.status import give_up, print_status, read_status
+from data_pipeline.tokenize import writer as writer_module
 from data_pipeline.tokenize.run import run_tokenize
 from data_pipeline.verify import verify_dataset
 from foundation.errors import DataError
@@ -119,6 +121,27 @@ def test_another_recipe_or_plan_than_the_datasets_is_named(latents, name):
     path.write_text("[")
     with pytest.raises(DataError, match=name):
         verify_dataset(latents)
+
+
+def test_shards_that_were_written_wrongly_do_not_fit_their_headers(made, tmp_path, monkeypatch):
+    """Hashed as they were written: their headers alone tell."""
+    damages = itertools.cycle(
+        [
+            lambda shard: shard + bytes(4),
+            lambda shard: bytes([shard[0] + 1]) + shard[1:],  # another count
+            lambda shard: shard[:8] + shard[4:8] + shard[12:],  # a record of no bytes
+            lambda shard: shard[:10],
+        ]
+    )
+    whole = writer_module._RecordWriter.encode_joint_shard
+    monkeypatch.setattr(
+        writer_module._RecordWriter, "encode_joint_shard", lambda writer: next(damages)(whole(writer))
+    )
+    recipe = tokenize_recipe(made, output=str(tmp_path / "latents"))
+    run_tokenize(recipe)
+    with pytest.raises(DataError, match=r"00002/64/shard\.00000\.mds: its header does not fit") as error:
+        verify_dataset(recipe.output)
+    assert str(error.value).count("its header does not fit its length") == 6
 
 
 def test_what_may_not_be_written_is_verified_all_the_same(latents, tmp_path):

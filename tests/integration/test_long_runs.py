@@ -1,5 +1,6 @@
 """The same numbers whatever happens, at length: `pytest -m long tests/integration/test_long_runs.py`."""
 
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -55,3 +56,23 @@ def test_killed_ten_times_a_run_ends_in_the_same_bits(inputs: Path) -> None:
     kill_at_random(write_recipe(inputs, "killed.yaml", **{"run": str(run), **two}), run, KILLS)
     assert computed(run) == computed(inputs / "undisturbed")
     assert weights(run) == weights(inputs / "undisturbed")
+
+
+def test_a_fork_of_a_run_with_copies_in_a_store_trains_by_its_own_recipe(inputs: Path) -> None:
+    store, run = inputs / "store", inputs / "copied"
+    two = {"steps": 2, "checkpoints__every_steps": 1, "data__global_batch_size": 8}
+    train(inputs, "copied", **two, checkpoints__remote=f"file://{store}")
+    changed = ("--set", "optimizer.lr=0.01", "--fork")
+    done = bitdance("train", str(inputs / "copied.yaml"), *changed)
+    assert done.returncode == 0, done.stdout
+    fork = inputs / "copied-2"
+    assert [line["step"] for line in metrics(fork)] == [0, 1]
+    assert weights(fork) != weights(run)
+    assert sorted(path.name for path in store.iterdir()) == ["copied", "copied-2"]
+    # Where both folders are lost, each run goes on from its own copies.
+    for path, options in ((run, ()), (fork, changed[:2])):
+        exported = weights(path)
+        shutil.rmtree(path)
+        done = bitdance("train", str(inputs / "copied.yaml"), *options, "--set", f"run={path}")
+        assert done.returncode == 0 and "goes on at step 2 of 2" in done.stdout, done.stdout
+        assert weights(path) == exported

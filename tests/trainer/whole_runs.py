@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.checkpoint_files import committed
+from trainer.run_folder import RunFolder
+
 ROOT = Path(__file__).parents[2]
 # What a step computes; the rest of a line depends on the clock.
 COMPUTED = (
@@ -68,18 +71,26 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
 def kill_at_random(recipe: Path, run: Path, kills: int) -> None:
     """Start a run and kill it, again and again, then let it finish; every third kill falls into a save.
 
-    A kill that comes too late for its save does not count. Asserts that a start loses no step but those since
-    the last commit.
+    A kill that comes too late for its save does not count. Of three starts from the same checkpoint the third
+    is let commit one before it is killed: after three that did not, the same command would rightly refuse a
+    fourth. Asserts that a start loses no step but those since the last commit.
     """
-    chance, counted, inside_saves = random.Random(0), 0, 0
+    chance, counted, inside_saves, begun_at = random.Random(0), 0, 0, [-1, -1]
 
     def partials() -> set[Path]:
         return set((run / "checkpoints").glob("*.partial-*"))
 
+    def newest_commit() -> int:
+        return max((step for step, _ in committed(RunFolder(run))), default=0)
+
     while counted < kills:
         old, into_save = partials(), counted % 3 == 0  # what the kill before has left, this start removes
         until = len(metrics(run)) + chance.randint(1, 3)
-        process = start("train", str(recipe), "--despite-no-progress")
+        begun_at.append(newest_commit())
+        process = start("train", str(recipe))
+        if len(set(begun_at[-3:])) == 1:
+            wait_until(lambda: newest_commit() > begun_at[-1], process)
+            old |= partials()
         if into_save:
             wait_until(lambda old=old: bool(partials() - old), process)  # type: ignore[misc]
         else:
@@ -92,7 +103,7 @@ def kill_at_random(recipe: Path, run: Path, kills: int) -> None:
         inside_saves += inside
         counted += inside or not into_save
     assert inside_saves >= (kills + 2) // 3
-    done = bitdance("train", str(recipe), "--despite-no-progress")
+    done = bitdance("train", str(recipe))
     assert done.returncode == 0, done.stdout
     newest = 0
     for line in (run / "events.jsonl").read_text().splitlines():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import duckdb
@@ -152,9 +153,10 @@ def group_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> 
 def source_sql(
     connection: duckdb.DuckDBPyConnection, recipe: FilterRecipe, groups: Sequence[FileGroup]
 ) -> str:
-    """SQL of all rows in our schema, with the joined columns."""
+    """SQL of all rows in our schema, with the joined columns and the row's `place`."""
     hashed = "hash" in {join.by for join in recipe.joins}.union(*(rule.needs() for rule in recipe.rules))
-    rows = " UNION ALL ".join(group.scan(hashed) for group in groups)
+    firsts = accumulate((len(group.files) for group in groups), initial=0)
+    rows = " UNION ALL ".join(group.scan(hashed, first) for group, first in zip(groups, firsts, strict=False))
     for number, join in enumerate(recipe.joins):
         rows = _joined(connection, rows, join, number)
     if recipe.caption == "recaption":

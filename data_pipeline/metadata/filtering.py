@@ -2,10 +2,10 @@
 
 Everything streams through DuckDB. Consecutive row rules share two scans: one that only reads their columns
 and counts, and the last one, which writes. A table rule looks at what is left so far: `top_fraction` finds
-its exact threshold by a histogram and one bin, `deduplicate` writes what is left beside the output and
-drops by row number.
+its exact threshold by a histogram and one bin, `deduplicate` drops by row number.
 
-    OUTPUT/kept.parquet     the rows in our schema (`schema.COLUMNS`), in the order of the sources
+    OUTPUT/kept.parquet     the rows in our schema (`schema.COLUMNS`), in the order of the sources, files with
+                            the same columns together
     OUTPUT/subset.npy       DataComp's subset format: sorted (u8, u8), where the kept rows have 32-digit uids
     OUTPUT/funnel.json, funnel.png, recipe.json
     OUTPUT/inputs.json      the files that were read, each with its version
@@ -151,12 +151,21 @@ class _Filtering:
             else:
                 self._apply_deduplicate(rule)
         self._apply_row_rules(pending)
-        self._copy(self.rows, self.partial / "kept.parquet")
+        self._copy(self._in_order(), self.partial / "kept.parquet")
         for stage in self.partial.glob("stage-*.parquet"):
             stage.unlink()
         self._write_subset()
         total = self.steps[0].before
         return Funnel(total, tuple(self.steps), uncastable, round(time.monotonic() - started, 3))
+
+    def _in_order(self) -> str:
+        """SQL of the rows that are left, in the order of the sources."""
+        rows = f"SELECT * EXCLUDE (place) FROM ({self.rows})"
+        # DuckDB's scans and filters keep the order. Its joins, as which it does lists and duplicates, do not.
+        joined = self.recipe.joins or any(
+            isinstance(rule, ListRule | DeduplicateRule) for rule in self.recipe.rules
+        )
+        return f"{rows} ORDER BY place" if joined else rows
 
     def _check_columns(self) -> None:
         own = {column for group in self.groups for column in group.provided()}
@@ -237,18 +246,18 @@ class _Filtering:
         if n > count or low == high:
             return float(low)
         scaled = f"({column} - {low!r}) / {(high - low)!r} * {HISTOGRAM_BINS}"
-        place = f"least({HISTOGRAM_BINS - 1}, floor({scaled}))::INT"
+        bin_sql = f"least({HISTOGRAM_BINS - 1}, floor({scaled}))::INT"
         if not math.isfinite(high - low):
-            place = "0"  # no bins can be told apart over such a range: everything is sorted
+            bin_sql = "0"  # no bins can be told apart over such a range: everything is sorted
         query = (
-            f"SELECT {place} AS place, count(*) FROM ({self.rows}) WHERE {column} IS NOT NULL "
-            "GROUP BY place ORDER BY place DESC"
+            f"SELECT {bin_sql} AS bin, count(*) FROM ({self.rows}) WHERE {column} IS NOT NULL "
+            "GROUP BY bin ORDER BY bin DESC"
         )
         above = 0
         for bin_number, size in self.connection.execute(query).fetchall():
             if above + size >= n:
                 inside = (
-                    f"SELECT {column} FROM ({self.rows}) WHERE {place} = {bin_number} "
+                    f"SELECT {column} FROM ({self.rows}) WHERE {bin_sql} = {bin_number} "
                     f"ORDER BY {column} DESC LIMIT 1 OFFSET {n - above - 1}"
                 )
                 return float(self.connection.execute(inside).fetchall()[0][0])
@@ -260,23 +269,20 @@ class _Filtering:
         before = self._count(self.rows)
         key = NORMALIZED_URL if rule.by == "url" else f"lower(CAST({rule.by} AS VARCHAR))"
         order = [f"{p.column} {'DESC' if p.order == 'highest' else 'ASC'} NULLS LAST" for p in rule.prefer]
-        columns = ", ".join(["file_row_number", *dict.fromkeys(p.column for p in rule.prefer)])
+        columns = ", ".join(["place", *dict.fromkeys(p.column for p in rule.prefer)])
         # Keys are compared by 128 bits of MD5: rows of a fixed, small size, and no collision to be expected
         # below 10^17 rows. A row without a value is alone with its number. (A condition on the key instead
         # would be computed once more.)
-        own = f"coalesce(md5_number(nullif({key}, '')), file_row_number::UHUGEINT)"
-        keyed = f"SELECT {own} AS key, {columns} FROM {self._stage_scan()}"
+        own = f"coalesce(md5_number(nullif({key}, '')), place::UHUGEINT)"
+        keyed = f"SELECT {own} AS key, {columns} FROM ({self.rows})"
         ranked = (
-            f"SELECT file_row_number AS number, row_number() OVER (PARTITION BY key "
-            f"ORDER BY {', '.join([*order, 'file_row_number'])}) AS rank FROM ({keyed})"
+            "SELECT place, row_number() OVER (PARTITION BY key "
+            f"ORDER BY {', '.join([*order, 'place'])}) AS rank FROM ({keyed})"
         )
         table = f"duplicates_{self.stages}"
-        self.connection.execute(f"CREATE TEMP TABLE {table} AS SELECT number FROM ({ranked}) WHERE rank > 1")
+        self.connection.execute(f"CREATE TEMP TABLE {table} AS SELECT place FROM ({ranked}) WHERE rank > 1")
         dropped = self._count(table)
-        self.rows = (
-            f"SELECT * EXCLUDE (file_row_number) FROM {self._stage_scan()} "
-            f"WHERE file_row_number NOT IN (SELECT number FROM {table})"
-        )
+        self.rows = f"SELECT * FROM ({self.rows}) WHERE place NOT IN (SELECT place FROM {table})"
         self.steps.append(FunnelStep(rule.label(), before, before - dropped))
 
     def _stage(self) -> None:
@@ -285,10 +291,6 @@ class _Filtering:
         path = self.partial / f"stage-{self.stages}.parquet"
         self._copy(self.rows, path, "snappy")  # read a few times, and gone: zstd's time would be wasted
         self.rows = f"SELECT * FROM read_parquet({sql_text(str(path))})"
-
-    def _stage_scan(self) -> str:
-        path = self.partial / f"stage-{self.stages}.parquet"
-        return f"read_parquet({sql_text(str(path))}, file_row_number = true)"
 
     def _copy(self, rows: str, path: Path, compression: str = "zstd") -> None:
         target = f"{sql_text(str(path))} (FORMAT parquet, COMPRESSION {compression})"

@@ -37,6 +37,8 @@ COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
 SCORES = tuple(name for name, (kind, _) in COLUMNS.items() if kind == "DOUBLE")
 IDENTITIES = ("uid", "url", "sha256", "hash")
 DIGESTS = ("uid", "sha256")  # texts of hex digits, whose case and surrounding spaces say nothing
+# `place`, a row's number in the order of the sources, is its file's number and, in so many bits, its own.
+FILE_ROWS_BITS = 40
 _HEX = "[0-9a-fA-F]+"
 
 
@@ -68,18 +70,21 @@ class FileGroup:
         own = {column for column in COLUMNS if self.source_of(column) is not None}
         return own | {"hash"} if self.can_be_hashed else own
 
-    def scan(self, hashed: bool) -> str:
-        """SQL that reads the files in our schema, all columns present, absent ones null.
+    def scan(self, hashed: bool, first: int) -> str:
+        """SQL that reads the files in our schema, all columns present, absent ones null, and `place`.
 
         Args:
             hashed: whether `hash` is computed where it is absent and can be.
+            first: number of the first file among all groups' files.
         """
+        # DuckDB reads its virtual columns only where they are asked for.
+        place = f"(file_index + {first})::UBIGINT << {FILE_ROWS_BITS} | file_row_number::UBIGINT"
         wanted = ", ".join(
             f"{self.hash_sql() if column == 'hash' and hashed and self.can_be_hashed else self._cast(column)}"
             f" AS {column}"
             for column in COLUMNS
         )
-        return f"SELECT {wanted} FROM read_parquet({sql_list(self.files)})"
+        return f"SELECT {wanted}, {place} AS place FROM read_parquet({sql_list(self.files)})"
 
     def hash_sql(self) -> str:
         """SQL of LAION's hash of a row, for `can_be_hashed` files."""

@@ -21,6 +21,7 @@ from data_pipeline.ingest.recipe import KeepSection
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
+from data_pipeline.metadata.schema import COLUMNS
 from data_pipeline.store import PlaceUnusable
 from foundation.errors import DataError, RecipeError
 from foundation.ownership import FolderTaken
@@ -146,6 +147,45 @@ def test_a_filter_of_other_files_than_before_is_not_done_already(tmp_path, capsy
         run_filter(recipe)
     shutil.rmtree(tmp_path / "out")
     assert run_filter(recipe).kept == 4
+
+
+EVEN = {"rule": "allow", "by": "url", "values": [str(n) for n in range(0, 60_000, 2)]}
+ONE_IN_FOUR = {"rule": "deduplicate", "by": "sha256"}
+ANY_SCORE = {"rule": "score", "column": "aesthetic", "min": 1.0}
+HALF = {"rule": "top_fraction", "column": "aesthetic", "fraction": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("rules", "step"),
+    [
+        ([{"rule": "caption", "chars_max": 9}], 1),
+        ([ANY_SCORE], 1),
+        ([EVEN], 2),
+        ([ONE_IN_FOUR], 4),
+        ([ANY_SCORE, EVEN, ONE_IN_FOUR, HALF], 4),
+    ],
+    ids=["plain", "join", "list", "duplicates", "all"],
+)
+def test_rows_stay_in_the_order_of_the_sources(tmp_path, rules, step):
+    """On two threads, over several row groups, files and releases, which DuckDB works on side by side."""
+    for place, part in enumerate((range(40_000), range(40_000, 50_000), range(50_000, 60_000))):
+        table = {"url": [str(n) for n in part], "sha256": [str(n // 4) for n in part]}
+        table["text" if place == 2 else "id"] = table["url"]
+        pq.write_table(pa.table(table), tmp_path / f"{9 - place}.parquet", row_group_size=5000)
+    scores = {"url": [str(n) for n in reversed(range(60_000))], "score": [1.0] * 60_000}
+    pq.write_table(pa.table(scores), tmp_path / "scores.parquet")
+    join = {"files": [str(tmp_path / "scores.parquet")], "by": "url", "columns": {"aesthetic": "score"}}
+    values = {
+        "sources": [str(tmp_path / f"{9 - place}.parquet") for place in range(3)],
+        "output": str(tmp_path / "out"),
+        "rules": rules,
+        "joins": [join] if ANY_SCORE in rules else [],
+        "engine": {"threads": 2},
+    }
+    run_filter(FilterRecipe.model_validate(values))
+    kept = pq.read_table(tmp_path / "out" / "kept.parquet")
+    assert kept.column_names == list(COLUMNS)
+    assert kept["url"].to_pylist() == [str(n) for n in range(0, 60_000, step)]
 
 
 def test_top_fraction_of_nothing_says_that_no_row_is_left(tmp_path):

@@ -29,7 +29,7 @@ class Funnel:
     Attributes:
         rows: rows of all sources.
         steps: one for each rule.
-        uncastable: column -> values that had the wrong type and count as missing.
+        uncastable: column -> texts of the sources that are no numbers, and count as missing.
         seconds: wall time.
     """
 
@@ -52,6 +52,7 @@ class Funnel:
 def print_funnel(funnel: Funnel) -> None:
     """Print the funnel as a table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{funnel.rows:,} rows in, {funnel.kept:,} kept ({funnel.seconds:.1f} s)")
@@ -60,7 +61,7 @@ def print_funnel(funnel: Funnel) -> None:
         table.add_column(name, justify="right")
     for step in funnel.steps:
         share = f"{step.after / funnel.rows:.1%}" if funnel.rows else "-"
-        table.add_row(step.rule, f"{step.before:,}", f"{step.dropped:,}", f"{step.after:,}", share)
+        table.add_row(escape(step.rule), f"{step.before:,}", f"{step.dropped:,}", f"{step.after:,}", share)
     Console().print(table)
 
 
@@ -72,7 +73,9 @@ def draw_funnel(funnel: Funnel, path: Path) -> None:
     values = [funnel.rows, *(step.after for step in funnel.steps)]
     figure = Figure(figsize=(9, 0.45 * len(labels) + 1), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(labels, values, color="#4477aa")
+    # By number: two rules may have the same label. Labels have the recipe's values, whose `$` is no formula.
+    bars = axes.barh(range(len(labels)), values, color="#4477aa")
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.bar_label(bars, [f"{value:,}" for value in values], padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("rows left")

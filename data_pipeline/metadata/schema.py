@@ -1,7 +1,7 @@
 """One schema for the metadata tables of LAION, LAION-Aesthetics, COYO, DataComp and Recap-DataComp.
 
 Types vary from file to file (`WIDTH` is float64 in one release and int32 in the next), so every column is
-cast; what cannot be cast becomes null and is counted.
+cast; what cannot be cast becomes null. Texts among the sources' numbers are counted.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class FileGroup:
         return f"laion_hash({self._cast('url')}, {self._cast('caption')})"
 
     def uncastable(self) -> str | None:
-        """SQL that counts values that cannot be cast, a column each; None where no column can have any."""
+        """SQL that counts texts that are no numbers, a column each; None where no column has texts."""
         text = {name for name, kind in self.columns if kind in ("VARCHAR", "BLOB")}
         counts = []
         for column, (kind, _) in COLUMNS.items():

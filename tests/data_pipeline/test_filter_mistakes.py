@@ -217,6 +217,13 @@ def test_joined_scores_that_are_no_finite_numbers_count_as_missing(tmp_path):
     assert filtered(tmp_path, {"url": list("ab")}, rule, joins=[join]) == ["b"]
 
 
+def test_labels_are_texts_and_may_be_the_same(tmp_path, capsys):
+    odd = {"rule": "language", "allow": ["[/b]", "$x_{$"], "missing": "keep"}
+    assert filtered(tmp_path, {"url": ["a"], "language": ["[/b]"]}, odd, odd) == ["a"]
+    assert capsys.readouterr().out.count("language in [/b], $x_{$") == 2
+    assert (tmp_path / "out" / "funnel.png").exists()
+
+
 @pytest.mark.parametrize("side", [4e9, 2.0**63 - 1024])
 @pytest.mark.parametrize(
     ("rule", "passes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import typer
 
 from foundation.errors import DataError, RecipeError
 from foundation.files import atomic_write, commit_folder
+from foundation.partials import PARTIAL_SUFFIX, partial_path, sweep_abandoned
 from foundation.progress import say, track
 
 TICK = 16 << 20  # bytes
@@ -154,8 +156,8 @@ def _user_errors() -> Iterator[None]:
 @contextmanager
 def _new_folder(final: Path) -> Iterator[Path]:
     """A folder beside ``final`` that becomes it at the end, and is removed where that isn't reached."""
-    partial = final.with_name(f"{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    sweep_abandoned(final.parent.glob(f".{glob.escape(final.name)}.*{PARTIAL_SUFFIX}"))
+    partial = partial_path(final)  # nobody else's, whoever writes to the same place
     partial.mkdir(parents=True)
     try:
         yield partial

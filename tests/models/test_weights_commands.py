@@ -2,13 +2,16 @@
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models as cases
 import torch
 from typer.testing import CliRunner, Result
 
+from evaluation import weights_cli
 from evaluation.weights_cli import app
 from foundation.errors import DataError, RecipeError, UserError
 from models.tokenizer import load_tokenizer
@@ -161,3 +164,29 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(type(TOKENIZER), "save_pretrained", full)
     assert "No space left" in str(failure("import", tmp_path / "ours", tmp_path / "new"))
     assert {path.name for path in tmp_path.iterdir()} == {"ours"}
+
+
+def test_two_writers_to_one_place_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export begins and ends while an import is in the middle: its folder is whole, the import is refused."""
+    model = cases.text_to_image(len(TOKENIZER))
+    save_folder(model, TOKENIZER, tmp_path / "ours", cases.tokenizer_folder(tmp_path / "ae"))
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "diary.txt").write_text("somebody's own")
+    (tmp_path / ".new.elsewhere.1.01234567.partial").mkdir()  # another host's, under way
+    before = set(tmp_path.rglob("*"))
+    shown, results = weights_cli._shown, []
+
+    def with_another(tensors: Iterable[Any], total: int) -> Iterator[Any]:
+        for index, tensor in enumerate(shown(tensors, total)):
+            if index == total // 2:
+                monkeypatch.setattr(weights_cli, "_shown", shown)
+                results.append(run("export", tmp_path / "ours", tmp_path / "new").exit_code)
+            yield tensor
+
+    monkeypatch.setattr(weights_cli, "_shown", with_another)
+    assert "new exists already" in str(failure("import", tmp_path / "ours", tmp_path / "new"))
+    assert results == [0]
+    cases.assert_same(load_folder(tmp_path / "new").model, model)
+    cases.assert_same(load_tokenizer(tmp_path / "new"), load_tokenizer(tmp_path / "ae"))
+    after = {path for path in tmp_path.rglob("*") if tmp_path / "new" not in (path, *path.parents)}
+    assert after == before

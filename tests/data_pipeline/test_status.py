@@ -87,7 +87,8 @@ def test_a_task_that_writes_only_at_its_end_is_under_way_all_the_time(work, monk
         """Between two samples, as much time passes as makes everything in the task's folder old."""
         (partial,) = DatasetFolder(work / "latents").partials()
         for sample in read_shard(shard, section):
-            os.utime(partial, (0, 0))
+            for path in (partial, *partial.rglob("*")):
+                os.utime(path, (0, 0))
             yield sample
             running.append(read_status(work / "latents").running)
 

@@ -15,6 +15,7 @@ import duckdb
 
 AGREEING_BLOCKS = 3
 BITS = 64
+CROWD = 64  # hashes that agree under a mask: from here on, more joins cost less than comparing each with each
 
 
 def find_near_duplicates(
@@ -42,24 +43,50 @@ def find_near_duplicates(
         f"CREATE OR REPLACE TEMP TABLE {into} AS SELECT rank FROM ({pictures}) "
         "WHERE rank NOT IN (SELECT rank FROM distinct_hashes)"
     )
-    for mask in block_masks(distance) if distance else ():
-        # A loser already found needs no second mention, but must stay in: it can still show up another's
-        # loss.
+    every_bit = (1 << BITS) - 1
+    for mask in block_masks(distance, every_bit) if distance else ():
+        under = f"phash & {mask}::UBIGINT"
         connection.execute(
-            f"INSERT INTO {into} "
-            "SELECT DISTINCT worse.rank FROM distinct_hashes AS better JOIN distinct_hashes AS worse "
-            f"ON (better.phash & {mask}::UBIGINT) = (worse.phash & {mask}::UBIGINT) "
-            "AND better.rank < worse.rank "
-            f"WHERE bit_count(xor(better.phash, worse.phash)) <= {distance} "
-            f"AND worse.rank NOT IN (SELECT rank FROM {into})"
+            "CREATE OR REPLACE TEMP TABLE crowd AS SELECT rank, phash FROM distinct_hashes "
+            f"WHERE ({under}) IN (SELECT {under} AS under FROM distinct_hashes GROUP BY under HAVING count(*) > {CROWD})"
         )
+        if not connection.execute("SELECT 1 FROM crowd LIMIT 1").fetchall():
+            _find_pairs(connection, "distinct_hashes", mask, distance, into)
+            continue
+        others = "(SELECT * FROM distinct_hashes WHERE rank NOT IN (SELECT rank FROM crowd))"
+        _find_pairs(connection, others, mask, distance, into)
+        for finer in block_masks(distance, every_bit ^ mask):
+            _find_pairs(connection, "crowd", mask | finer, distance, into)
     connection.execute("DROP TABLE distinct_hashes")
+    connection.execute("DROP TABLE IF EXISTS crowd")
     return int((connection.execute(f"SELECT count(*) FROM {into}").fetchone() or (0,))[0])
 
 
-def block_masks(distance: int) -> list[int]:
-    """Masks of 64 bits, such that any two hashes within `distance` agree under at least one of them."""
+def _find_pairs(
+    connection: duckdb.DuckDBPyConnection, table: str, mask: int, distance: int, into: str
+) -> None:
+    """Add those of a table's hashes that have a better one near, which agrees with them under a mask.
+
+    A loser already found needs no second mention, but must stay in: it can still show up another's loss.
+    """
+    hashes = f"SELECT rank, phash, phash & {mask}::UBIGINT AS under FROM {table}"
+    connection.execute(
+        f"INSERT INTO {into} SELECT DISTINCT worse.rank FROM ({hashes}) AS better "
+        f"JOIN ({hashes}) AS worse ON better.under = worse.under AND better.rank < worse.rank "
+        f"WHERE bit_count(xor(better.phash, worse.phash)) <= {distance} "
+        f"AND worse.rank NOT IN (SELECT rank FROM {into})"
+    )
+
+
+def block_masks(distance: int, bits: int) -> list[int]:
+    """Masks such that any two hashes within `distance` agree under at least one of them.
+
+    Args:
+        distance: at least 1.
+        bits: the bits to choose from, as a mask.
+    """
+    places = [place for place in range(BITS) if bits >> place & 1]
     blocks = distance + AGREEING_BLOCKS
-    edges = [BITS * i // blocks for i in range(blocks + 1)]
-    block = [(1 << high) - (1 << low) for low, high in pairwise(edges)]
+    edges = [len(places) * i // blocks for i in range(blocks + 1)]
+    block = [sum(1 << place for place in places[low:high]) for low, high in pairwise(edges)]
     return [sum(chosen) for chosen in combinations(block, AGREEING_BLOCKS)]

@@ -39,6 +39,18 @@ def test_agrees_with_all_pairs(distance):
     assert losers(hashes, distance) == expected
 
 
+@pytest.mark.parametrize("distance", [1, 3])
+def test_crowds_agree_with_all_pairs(distance):
+    """Hashes that share most of their bits, as those of white pictures do, beside others."""
+    rng = np.random.default_rng(distance)
+    flat = rng.integers(0, 1 << 20, 600, dtype=np.uint64) | np.uint64(0xAAAAAAAAAAA00000)
+    others = rng.integers(0, 2**64, 100, dtype=np.uint64)
+    hashes = [int(h) for h in rng.permutation(np.concatenate([flat, others, flat[:20] ^ np.uint64(1 << 60)]))]
+    expected = plain(hashes, distance)
+    assert 20 <= len(expected) < 600
+    assert losers(hashes, distance) == expected
+
+
 def test_a_chain_leaves_its_best():
     chain = [0, 0b111, 0b111111, 0b111111111]
     assert losers(chain, 3) == [1, 2, 3]
@@ -49,7 +61,8 @@ def test_a_chain_leaves_its_best():
 def test_hashes_within_the_distance_agree_under_some_mask(distance, data):
     flips = data.draw(st.lists(st.integers(0, 63), max_size=distance, unique=True))
     difference = sum(1 << bit for bit in flips)
-    assert any(difference & mask == 0 for mask in block_masks(distance))
+    bits = difference | data.draw(st.integers(0, 2**64 - 1))
+    assert any(difference & mask == 0 for mask in block_masks(distance, bits))
 
 
 @pytest.mark.parametrize("pieces", [[], [[]], [[1, 2], [], [3]]])

@@ -31,13 +31,12 @@ from models.tokenizer.files import WEIGHTS_FILE as TOKENIZER_WEIGHTS
 from models.tokenizer.files import TokenizerWeights, open_tokenizer, write_tokenizer
 from models.weights.modules import build_filled
 from models.weights.tokenizer_weights import count_numbered, infer_tokenizer, require_telling
-from models.weights.torch_files import tensors_of
+from models.weights.torch_files import STATES, tensors_of
 
 CONFIG_ENTRY = "class_conditional_config"
 CONFIG, WEIGHTS = "class_conditional_config.json", "class_conditional.safetensors"
 TOKENIZER = "vae."
 HEAD_WIDTH = 64  # of every published size
-STATES = ("ema", "model")  # the published files hold either or both; the average gives the published numbers
 
 RULES = (
     Rule(r"cls_embedding\..*", CONFIG, ("num_classes", "cls_token_num", "dim")),

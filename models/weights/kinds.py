@@ -27,7 +27,6 @@ from models.weights.class_conditional import (
     CONFIG as CLASS_CONDITIONAL_CONFIG,
 )
 from models.weights.class_conditional import (
-    STATES,
     ClassConditionalWeights,
     class_conditional_from_file,
     class_conditional_from_folder,
@@ -36,8 +35,8 @@ from models.weights.class_conditional import (
 )
 from models.weights.folder import write_source
 from models.weights.source import ModelSource, open_folder
-from models.weights.tokenizer_weights import STATE_DICT, tokenizer_from_file, write_tokenizer_file
-from models.weights.torch_files import read_torch_file
+from models.weights.tokenizer_weights import tokenizer_from_file, write_tokenizer_file
+from models.weights.torch_files import STATE_DICT, STATES, read_torch_file
 
 Weights: TypeAlias = ModelSource | ClassConditionalWeights | TokenizerWeights
 

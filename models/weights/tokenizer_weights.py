@@ -14,9 +14,7 @@ import torch
 from models.tensor_files.strict import TensorSpec, specs_in
 from models.tokenizer import TokenizerConfig
 from models.tokenizer.files import PREFIXES, TokenizerWeights, check_tokenizer_specs
-from models.weights.torch_files import tensors_of
-
-STATE_DICT = "state_dict"
+from models.weights.torch_files import STATE_DICT, tensors_of
 
 
 def tokenizer_from_file(content: Mapping[str, Any], where: str) -> TokenizerWeights:

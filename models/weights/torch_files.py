@@ -15,6 +15,8 @@ from torch import Tensor
 
 from models.tensor_files.safetensors_files import DTYPES
 
+STATES = ("ema", "model")  # of a class-conditional file, one or both; the average gives the published numbers
+STATE_DICT = "state_dict"  # of a tokenizer's file
 BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the pickled number it began with
 
 
@@ -33,8 +35,10 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: refused, because it holds more than tensors and plain values{_foreign(path)}, and "
-            "reading those would run code from the file. Expected weights alone: where you trust the file, "
-            "load it there and save its tensors again with torch.save"
+            "reading those would run code from the file. Expected weights alone. Only if you trust the file, "
+            "take them out of it in Python, which does run that code, and import again.pt: "
+            f"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+            f"torch.save({{k: c[k] for k in {(*STATES, STATE_DICT)} if k in c}}, 'again.pt')"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         if _is_before_zip(path):
@@ -43,10 +47,8 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
                 "tensor by tensor. Save it again in the present one: "
                 f"torch.save(torch.load({str(path)!r}, weights_only=True), 'again.pt')"
             ) from error
-        reason = str(error).strip().splitlines()
         raise ValueError(
-            f"{path}: not a whole file of torch.save in its zip format ({reason[0] if reason else error!r}); "
-            "fetch it again"
+            f"{path}: not a whole file of torch.save in its zip format; fetch it again"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")

@@ -167,7 +167,7 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_two_writers_to_one_place_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An export begins and ends while an import is in the middle: its folder is whole, the import is refused."""
+    """An export begins and ends in the middle of an import: its folder is whole, the import is refused."""
     model = cases.text_to_image(len(TOKENIZER))
     save_folder(model, TOKENIZER, tmp_path / "ours", cases.tokenizer_folder(tmp_path / "ae"))
     (tmp_path / "new.partial").mkdir()

@@ -1,5 +1,6 @@
 """Published `.pt` files: class-conditional models and tokenizers, whose sizes are read off their tensors."""
 
+import argparse
 import io
 import json
 from dataclasses import replace
@@ -67,6 +68,26 @@ def test_an_average_without_the_frozen_tokenizer_takes_the_models(tmp_path: Path
     torch.save({"model": published(model, tokenizer), "ema": published(model, None)}, tmp_path / "b.pt")
     write_folder(open_weights(tmp_path / "b.pt"), tmp_path / "ours")
     cases.assert_same(load_tokenizer(tmp_path / "ours"), tokenizer)
+
+
+def test_a_checkpoint_of_the_published_trainer_is_refused_with_the_line_that_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds its command line beside the weights: an object, which no file may bring along."""
+    model = cases.class_conditional()
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 6e-4}]}
+    state = {"ema": model.state_dict(), "model": model.state_dict(), "optimizer": optimizer}
+    torch.save({**state, "args": argparse.Namespace(lr=6e-4)}, tmp_path / "0800.pt")
+    with pytest.raises(ValueError, match=r"tensors and plain values \(argparse\.Namespace\)") as caught:
+        open_weights(tmp_path / "0800.pt")
+    message = str(caught.value)
+    assert len(message) < 520 + len(str(tmp_path))
+    assert "add_safe_globals" not in message
+    monkeypatch.chdir(tmp_path)
+    exec(message.rpartition("import again.pt: ")[2], {})  # the advice works
+    assert list(torch.load(tmp_path / "again.pt", weights_only=True)) == ["ema", "model"]
+    write_folder(open_weights(tmp_path / "again.pt"), tmp_path / "ours")
+    cases.assert_same(load_class_conditional(tmp_path / "ours"), model)
 
 
 def test_faults_of_a_class_conditional_file_are_listed(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class ClassConditionalConfig:
     cls_token_num: int = 64  # class tokens at the start of the sequence
     num_classes: int = 1000
     perturb_rate: float = 0.1  # p_max of the bit flips in training
+    time_shift: float = 1.0  # these four are the head's, see `HeadConfig`
+    time_schedule: Literal["logit_normal", "uniform"] = "logit_normal"
     P_mean: float = -0.8
     P_std: float = 0.8
     parallel_num: int = 1  # P, tokens predicted per step
@@ -124,6 +126,8 @@ class ClassConditionalConfig:
             ch_latent=self.diff_dim,
             depth_latent=self.diff_layers,
             depth_adanln=self.diff_adanln_layers,
+            time_shift=self.time_shift,
+            time_schedule=self.time_schedule,
             P_mean=self.P_mean,
             P_std=self.P_std,
             parallel_num=self.parallel_num,

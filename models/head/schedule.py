@@ -25,7 +25,7 @@ def shift(t: Tensor, s: float) -> Tensor:
 
     Args: t, times in [0, 1], any shape `[...]` and float dtype; s > 0. Returns float32 `[...]` in [0, 1].
     """
-    inverse = torch.tensor(1.0 / s, dtype=torch.float32, device=t.device)
+    inverse = 1.0 / s  # a Python number: over a tensor, torch multiplies it by the reciprocal
     return inverse / (inverse + (1.0 / t.float() - 1.0))
 
 

@@ -265,5 +265,10 @@ def test_bits_of_another_size_are_refused() -> None:
 
 def test_config_survives_json() -> None:
     assert ClassConditionalConfig.from_json(TINY.to_json()) == TINY
+    shifted = replace(TINY, time_schedule="uniform", time_shift=2.0)
+    assert ClassConditionalConfig.from_json(shifted.to_json()) == shifted
+    assert (shifted.head.time_schedule, shifted.head.time_shift) == ("uniform", 2.0)
+    with pytest.raises(ValueError, match="time_schedule is 'cosine'"):
+        replace(TINY, time_schedule="cosine")
     with pytest.raises(ValueError, match=r"unknown keys \['depth'\]"):
         ClassConditionalConfig.from_json({"depth": 3})

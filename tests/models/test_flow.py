@@ -19,6 +19,10 @@ def test_shift_keeps_the_published_association() -> None:
     # It is not the identity even at s = 1: that is why the association is kept.
     assert not torch.equal(shift(t, 1.0), t)
     torch.testing.assert_close(shift(t, 1.0), t)
+    # A number over a tensor is the tensor's reciprocal times the number in torch: it rounds twice.
+    third = np.float32(1.0 / 3.0)
+    expected = [0.0, *((one / (third + (one / u - one))) * third for u in t[1:].numpy())]
+    assert shift(t, 3.0).tolist() == [float(u) for u in expected]
 
 
 @given(st.floats(0.2, 5.0), st.integers(1, 60))

@@ -46,9 +46,10 @@ def find_near_duplicates(
     every_bit = (1 << BITS) - 1
     for mask in block_masks(distance, every_bit) if distance else ():
         under = f"phash & {mask}::UBIGINT"
+        crowds = f"SELECT {under} AS under FROM distinct_hashes GROUP BY under HAVING count(*) > {CROWD}"
         connection.execute(
-            "CREATE OR REPLACE TEMP TABLE crowd AS SELECT rank, phash FROM distinct_hashes "
-            f"WHERE ({under}) IN (SELECT {under} AS under FROM distinct_hashes GROUP BY under HAVING count(*) > {CROWD})"
+            "CREATE OR REPLACE TEMP TABLE crowd AS "
+            f"SELECT rank, phash FROM distinct_hashes WHERE ({under}) IN ({crowds})"
         )
         if not connection.execute("SELECT 1 FROM crowd LIMIT 1").fetchall():
             _find_pairs(connection, "distinct_hashes", mask, distance, into)

@@ -143,8 +143,8 @@ class BinaryTokenizer(nn.Module):
     def encode_raw(self, image: Tensor) -> Tensor:
         """Picture, float [B, 3, H, V] in [-1, 1] -> the values whose signs are the bits, [B, C, H/d, V/d].
 
-        The values are unbounded. Raises ValueError where the shape is another, the dtype is no float, or a
-        side is no multiple of the downsampling d.
+        The values are unbounded. Raises ValueError where the shape is another, the dtype is no float or not
+        that of the weights (under autocast: float64), or a side is no multiple of the downsampling d.
         """
         side = self.config.downsample
         if not isinstance(image, Tensor):
@@ -155,6 +155,13 @@ class BinaryTokenizer(nn.Module):
         if not image.is_floating_point():
             raise ValueError(
                 f"a picture of {image.dtype}, expected floats in [-1, 1]: of 0..255, take x / 127.5 - 1"
+            )
+        weights = self.encoder.conv_out.weight.dtype
+        converts = torch.is_autocast_enabled(image.device.type) and image.dtype != torch.float64
+        if image.dtype != weights and not converts:
+            raise ValueError(
+                f"a picture of {image.dtype}, but the tokenizer's weights are {weights}: convert the picture "
+                f"with .to({weights}), or the tokenizer"
             )
         rows, columns = image.shape[2:]
         if rows == 0 or columns == 0 or rows % side or columns % side:
@@ -168,9 +175,17 @@ class BinaryTokenizer(nn.Module):
     def encode(self, image: Tensor) -> Tensor:
         """Picture, float [B, 3, H, V] in [-1, 1] -> bits [B, C, H/d, V/d] of -1 and +1 in the same dtype.
 
-        ValueError as of `encode_raw`.
+        ValueError as of `encode_raw`, or where the picture has values that are no numbers, or infinite: they
+        have no sign, and through the norms neither has any other value.
         """
-        return binarize(self.encode_raw(image))
+        raw = self.encode_raw(image)
+        if not image.isfinite().all():
+            broken = int((~image.isfinite()).sum())
+            raise ValueError(
+                f"a picture with {broken} values that are NaN or infinite, expected floats in [-1, 1]: "
+                "read or compute it again"
+            )
+        return binarize(raw)
 
     def encode_all(self, images: Sequence[Tensor], batch_size: int) -> list[Tensor]:
         """Pictures, float [3, H, V] in [-1, 1] of any sizes -> their bits [C, H/d, V/d], in the same order.

@@ -82,6 +82,21 @@ def test_requests_that_are_no_pictures() -> None:
             tokenizer.encode_all([pixels / 127.5 - 1], batch_size)  # type: ignore[arg-type]
 
 
+def test_a_picture_of_another_dtype_than_the_weights_or_with_no_numbers() -> None:
+    tokenizer, picture = random_tokenizer(tiny()), torch.zeros(1, 3, 8, 8)
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(ValueError, match=rf"picture of {dtype}, but .* weights are torch\.float32"):
+            tokenizer.encode(picture.to(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tokenizer.encode(picture.bfloat16()).dtype == torch.bfloat16
+        with pytest.raises(ValueError, match=r"torch\.float64"):
+            tokenizer.encode(picture.double())
+    for value in (float("nan"), float("inf")):
+        picture[0, 1, 2, 3:5] = value
+        with pytest.raises(ValueError, match=r"2 values that are NaN or infinite, expected .* \[-1, 1\]"):
+            tokenizer.encode(picture)
+
+
 def test_bits_that_do_not_fit() -> None:
     plain_decoder, gan = random_tokenizer(tiny()), random_tokenizer(tiny(gan_decoder=True))
     bits = torch.ones(1, 6, 2, 2)

@@ -17,7 +17,7 @@ from foundation.progress import track
 from models.checks import is_count
 from models.flow_settings import FlowSettings
 from models.generation import Progress, check_request
-from models.layout import from_patch_raster
+from models.layout import encode_prompt, from_patch_raster
 from models.tokenizer import BinaryTokenizer, load_tokenizer, to_uint8
 from models.weights import ModelSource, build_model
 from models.weights.class_conditional import ClassConditionalWeights
@@ -138,8 +138,7 @@ class PictureGenerator:
         """Ids of the conditional prompt; none at all where the caption is blank, which `generate` refuses."""
         if not isinstance(prompt, str):
             raise ValueError(f"a prompt is {prompt!r}: expected text")
-        caption = self.text_tokenizer(prompt.strip() and prompt, add_special_tokens=False)["input_ids"]
-        return self.tokens.prompt(caption) if caption else []
+        return encode_prompt(self.text_tokenizer, prompt) if prompt.strip() else []
 
 
 def _text_to_image(place: Path) -> ModelSource:

@@ -31,6 +31,7 @@ from models.layout.tokens import (
     SequenceTokens,
     TemplateLengths,
     add_sequence_tokens,
+    encode_prompt,
     plain_ids,
     sequence_tokens,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "document_length",
     "document_targets",
     "draw_flips",
+    "encode_prompt",
     "flip_bits",
     "from_patch_raster",
     "grid_places",

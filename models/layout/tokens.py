@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _IM_START, _IM_END = "<|im_start|>", "<|im_end|>"
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
+_USER, _TURN_END, _ASSISTANT = f"{_IM_START}user\n", f"{_IM_END}\n", f"{_IM_START}assistant\n"
 
 
 def plain_ids(ids: Any) -> list[int]:
@@ -133,7 +134,19 @@ def sequence_tokens(text_tokenizer: "PreTrainedTokenizerBase", p: int) -> Sequen
         vision_end=vocabulary[_VISION_END],
         res={k: vocabulary[added[k - 1]] for k in range(1, MAX_SIDE + 1)},
         query=tuple(vocabulary[token] for token in added[MAX_SIDE:]),
-        user_prefix=ids(f"{_IM_START}user\n"),
-        turn_end=ids(f"{_IM_END}\n"),
-        assistant=ids(f"{_IM_START}assistant\n"),
+        user_prefix=ids(_USER),
+        turn_end=ids(_TURN_END),
+        assistant=ids(_ASSISTANT),
     )
+
+
+def encode_prompt(text_tokenizer: "PreTrainedTokenizerBase", caption: str) -> list[int]:
+    """The conditional prompt of a caption, encoded as one text, which is how the published code does it.
+
+    These are the ids of `SequenceTokens.prompt` wherever the caption begins with something visible, as all
+    captions of training do. White space at its beginning may join the template's line break in one token.
+    """
+    ids: list[int] = text_tokenizer.encode(
+        f"{_USER}{caption}{_TURN_END}{_ASSISTANT}", add_special_tokens=False
+    )
+    return ids

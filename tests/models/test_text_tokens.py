@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 from tokenizers import models as pieces
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from data_pipeline.tokenize.captions import clean_caption
+from models.layout import add_sequence_tokens, encode_prompt, sequence_tokens
 from models.text_tokens import (
     QWEN_SPECIAL_TOKENS,
     load_text_tokenizer,
@@ -105,3 +107,23 @@ def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path: Path) -> None:
     except ValueError as error:
         assert "cannot be loaded" in str(error)  # noqa: PT017 (either outcome is fine, running it is not)
     assert not (tmp_path / "pwned").exists()
+
+
+# Of texts in which line breaks join.
+JOINING = train_text_tokenizer([*CAPTIONS, *["one\n\n two"] * 9], vocab_size=400)
+add_sequence_tokens(JOINING, 2)
+
+
+def test_a_prompt_is_encoded_as_one_text() -> None:
+    """A line break at the beginning of a caption becomes one token with that of the template."""
+    ids = encode_prompt(JOINING, "\n a cat")
+    assert JOINING.decode(ids) == "<|im_start|>user\n\n a cat<|im_end|>\n<|im_start|>assistant\n"
+    assert JOINING.get_vocab()["ĊĊ"] in ids
+    caption = JOINING.encode("\n a cat", add_special_tokens=False)
+    assert ids != sequence_tokens(JOINING, 2).prompt(caption)
+
+
+@given(st.text(max_size=40).map(clean_caption).filter(bool))
+def test_prompts_of_captions_are_those_of_training(text: str) -> None:
+    caption = JOINING.encode(text, add_special_tokens=False)
+    assert encode_prompt(JOINING, text) == sequence_tokens(JOINING, 2).prompt(caption)

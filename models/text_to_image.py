@@ -200,8 +200,10 @@ class TextToImageModel(nn.Module):
             uncond_ids: the same of the unconditional half (`unconditional_prompt`); not read at guidance 1.
             h, w: the grid in tokens, multiples of p.
             flow: guidance scale, solver steps and sampler.
-            generator: on the model's device; None takes torch's own. A seed gives the pictures that it gives
-                with the published code, which draws the start of a patch, then once per step.
+            generator: on the model's device; None takes torch's own. With float32 weights a seed gives the
+                bits that it gives with the published code, which draws the start of a patch, then once per
+                step. With bfloat16 weights it need not: positions are added in float32 here, rounded before
+                that there.
             progress: goes through the list of patches, and may show how far it is.
 
         ValueError on a size that does not fit, a prompt that is empty, of another vocabulary or beyond the

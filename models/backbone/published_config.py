@@ -94,7 +94,8 @@ def _contradictions(values: Mapping[str, Any], wrong: Set[str]) -> list[str]:
         if len(types) != layers:
             problems.append(
                 f"layer_types names {len(types)} layers; expected num_hidden_layers = {layers} of them, or "
-                "null"
+                f"null, and the weights model.layers.0.* to model.layers.{layers - 1}.*: mend the one that "
+                "is not so"
             )
     if usable(*ROPE) and len(bases := _rope_bases(values)) != 1:
         problems.append(

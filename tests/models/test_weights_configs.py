@@ -117,7 +117,10 @@ def test_all_wrong_values_are_told_at_once(tmp_path: Path) -> None:
             "what files and fields say, right ones and wrong ones, in one message"
         )
     assert "num_attention_heads is 3; expected a multiple of num_key_value_heads = 2" in str(caught.value)
-    assert "layer_types names 0 layers; expected num_hidden_layers = 2" in str(caught.value)
+    assert (
+        "layer_types names 0 layers; expected num_hidden_layers = 2 of them, or null, and the weights "
+        "model.layers.0.* to model.layers.1.*"
+    ) in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def import_weights(
     Only safetensors and plain tensors are read; nothing that comes with the weights is run.
     """
     with _user_errors():
+        from models.layout import tiles_published_size
         from models.weights.grow import grow_patch
         from models.weights.kinds import describe, open_weights, write_folder
         from models.weights.source import ModelSource
@@ -63,6 +65,9 @@ def import_weights(
             if not isinstance(weights, ModelSource):
                 raise RecipeError(f"--patch is for text-to-image models; {source} is a {describe(weights)}")
             weights = grow_patch(weights, patch, seed)
+            side = patch * weights.config.tokenizer_downsample
+            if not tiles_published_size(side):
+                say(f"--patch {patch}: sides in multiples of {side} px, unlike those of any published size")
         say(describe(weights))
         with _new_folder(destination) as partial:
             write_folder(weights, partial, _shown)
@@ -108,7 +113,10 @@ def export_weights(
                 write_folder(complete, partial, _shown)
         else:
             if destination.suffix != ".pt":
-                raise RecipeError(f"{destination}: a {describe(weights)} is published as a .pt; name one")
+                raise RecipeError(
+                    f"{destination}: expected a name that ends in .pt, which is the published form of what "
+                    f"{source} holds (a {describe(weights)})"
+                )
             complete_file = with_frozen_tokenizer(weights, tokenizer)
             with atomic_write(destination, "wb") as file:
                 shown = _ShownFile(file, bytes_of(complete_file))
@@ -140,15 +148,19 @@ class _ShownFile:
 
 
 def _refuse_existing(destination: Path) -> None:
-    if destination.exists():
+    if os.path.lexists(destination):  # a link that leads nowhere is in the way, too
         raise RecipeError(f"{destination} exists already; remove it, or name another place")
 
 
 @contextmanager
 def _user_errors() -> Iterator[None]:
     """What models/ says about weights is for the user; a full disk or a forbidden place is too."""
+    from models.checks import WrongRequest
+
     try:
         yield
+    except WrongRequest as error:
+        raise RecipeError(str(error)) from error
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
 

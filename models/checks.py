@@ -11,6 +11,10 @@ LARGEST_DEPTH = 2**10  # what is repeated costs time even without memory for wei
 LARGEST_PATCH = 2**16  # tokens of the largest grid that positions are known for
 
 
+class WrongRequest(ValueError):
+    """Something asked for that does not suit the weights, with which nothing is wrong."""
+
+
 def is_count(value: object, at_most: float = math.inf) -> bool:
     """Whether ``value`` is a whole number from 1 to ``at_most``; True, which Python takes for 1, is none."""
     return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= at_most

@@ -23,6 +23,7 @@ from models.layout.grid import (
     grid_places,
     position_embedding,
     positions_2d,
+    tiles_published_size,
     to_patch_raster,
 )
 from models.layout.masks import attention_mask
@@ -59,5 +60,6 @@ __all__ = [
     "position_embedding",
     "positions_2d",
     "sequence_tokens",
+    "tiles_published_size",
     "to_patch_raster",
 ]

@@ -45,6 +45,12 @@ def check_grid(h: int, w: int, p: int) -> None:
         raise ValueError(f"a grid of {h}x{w} tokens is too large: a side has at most {MAX_SIDE} tokens")
 
 
+def tiles_published_size(side: int) -> bool:
+    """Whether squares (patches) of `side` pixels a side tile any picture of `PUBLISHED_SIZES`."""
+    sizes = (size for of_class in PUBLISHED_SIZES.values() for size in of_class)
+    return any(height % side == 0 and width % side == 0 for height, width in sizes)
+
+
 @lru_cache(maxsize=256)
 def _patch_raster(h: int, w: int, p: int) -> Tensor:
     """Plain raster indices [h*w] int64 of the tokens in patch raster order: (h p1) (w p2) -> (h w p1 p2)."""

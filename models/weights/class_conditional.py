@@ -22,6 +22,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from models.checks import WrongRequest
 from models.class_conditional import CLASS_CONDITIONAL_PRESETS, ClassConditionalConfig, ClassConditionalModel
 from models.tensor_files.json_files import read_json_object
 from models.tensor_files.progress import Progress, silent
@@ -80,8 +81,8 @@ def class_conditional_from_file(
         heads: attention heads of the transformer, where the file does not tell and they are not 64 wide.
 
     Raises:
-        ValueError: neither entry is there, its tensors are not exactly one model, or ``heads`` is given and
-            contradicts what the file tells.
+        ValueError: neither entry is there, or its tensors are not exactly one model.
+        WrongRequest: ``heads`` is given and contradicts what the file tells.
     """
     entry = next((name for name in STATES if content.get(name) is not None), None)
     if entry is None:
@@ -97,7 +98,7 @@ def class_conditional_from_file(
     if CONFIG_ENTRY in content:
         config = _recorded_config(content[CONFIG_ENTRY], where)
         if heads not in (None, config.n_head):
-            raise ValueError(
+            raise WrongRequest(
                 f"{where}: {heads} heads are asked for, but its configuration says {config.n_head}"
             )
     else:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from models.layout import add_sequence_tokens, sequence_tokens
+from models.checks import WrongRequest
+from models.layout import MAX_SIDE, add_sequence_tokens, sequence_tokens
 from models.weights.layout import EMBEDDING, OUTPUT
 from models.weights.source import ModelSource
 
@@ -37,15 +38,17 @@ def grow_patch(source: ModelSource, p: int, seed: int = 0) -> ModelSource:
         seed: of the noise; the same seed gives the same weights.
 
     Raises:
-        ValueError: p is not larger than the model's own, or the model has no query tokens to average (p = 1).
+        WrongRequest: p is not larger than the model's own, or than any grid (`MAX_SIDE`), or the model has no
+            query tokens to average (p = 1).
     """
     old_p = source.config.p
-    if p <= old_p:
-        raise ValueError(
-            f"the model has patches of {old_p}x{old_p} tokens; expected a larger p than that, not {p}"
+    if not old_p < p <= MAX_SIDE:
+        raise WrongRequest(
+            f"the model has patches of {old_p}x{old_p} tokens; expected a p larger than that, and at most "
+            f"{MAX_SIDE}, not {p}"
         )
     if old_p == 1:
-        raise ValueError("a model with p = 1 has no query tokens, whose mean the new ones would start from")
+        raise WrongRequest("a model with p = 1 has no query tokens, whose mean the new ones would start from")
     text_tokenizer = copy.deepcopy(source.text_tokenizer)
     add_sequence_tokens(text_tokenizer, p)
     old = sequence_tokens(source.text_tokenizer, old_p).query

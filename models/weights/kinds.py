@@ -12,6 +12,7 @@ from typing import IO, TypeAlias
 
 from torch import Tensor
 
+from models.checks import WrongRequest
 from models.tensor_files.json_files import read_json_object
 from models.tensor_files.progress import Progress, silent
 from models.tokenizer.files import CONFIG_FILE as TOKENIZER_CONFIG
@@ -49,13 +50,13 @@ def open_weights(path: Path, heads: int | None = None) -> Weights:
     heads: attention heads of a class-conditional ``.pt``, where it does not tell and they are not 64 wide.
 
     Raises:
-        ValueError: not weights of a known kind, or not whole, or not fitting their configuration; or
-            ``heads`` is given for weights that are no class-conditional ``.pt``, or is not theirs.
+        ValueError: not weights of a known kind, or not whole, or not fitting their configuration.
+        WrongRequest: ``heads`` is given for weights that are no class-conditional ``.pt``, or is not theirs.
     """
     if path.is_file():
         return _open_file(path, heads)
     if heads is not None:
-        raise ValueError(f"{path}: a folder tells its number of heads; leave it out")
+        raise WrongRequest(f"{path}: a folder tells its number of heads; leave it out")
     if (path / layout.LLM_CONFIG).is_file():
         return open_folder(path)
     if (path / CLASS_CONDITIONAL_CONFIG).is_file():
@@ -82,7 +83,7 @@ def _open_file(path: Path, heads: int | None) -> Weights:
     if any(name in content for name in STATES):
         return class_conditional_from_file(content, str(path), heads)
     if heads is not None:
-        raise ValueError(f"{path}: no class-conditional model, so it has no number of heads; leave it out")
+        raise WrongRequest(f"{path}: no class-conditional model, so it has no number of heads; leave it out")
     if STATE_DICT in content:
         return tokenizer_from_file(content, str(path))
     raise ValueError(

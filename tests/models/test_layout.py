@@ -23,6 +23,7 @@ from models.layout import (
     position_embedding,
     positions_2d,
     sequence_tokens,
+    tiles_published_size,
     to_patch_raster,
 )
 from models.text_tokens import train_text_tokenizer
@@ -288,3 +289,8 @@ def test_another_default_device_leaves_nothing_behind() -> None:
     rows, cols = grid_places(6, 14, 2)
     assert rows.tolist()[:4] == [0, 0, 1, 1] and cols.tolist()[:4] == [0, 1, 0, 1]
     assert under_meta.tolist() == [([0.0] * 13 + [1.0] * 13) * 2] * 3
+
+
+def test_patches_that_tile_a_published_size() -> None:
+    """1, 2, 4 and 8 tile all; 16 and 32 some, such as 512x1024 or 1024x1024; others none."""
+    assert [p for p in range(1, 100) if tiles_published_size(16 * p)] == [1, 2, 4, 8, 16, 32, 64]

@@ -47,9 +47,12 @@ def test_a_text_to_image_folder_in_grown_and_out(tmp_path: Path) -> None:
     cases.assert_same(load_folder(tmp_path / "out").model, model)
     cases.assert_same(load_tokenizer(tmp_path / "out"), load_tokenizer(tmp_path / "ae"))
 
-    assert run("import", tmp_path / "ours", tmp_path / "p8", "--patch", 8, "--seed", 5).exit_code == 0
+    grown = run("import", tmp_path / "ours", tmp_path / "p8", "--patch", 8, "--seed", 5)
+    assert grown.exit_code == 0 and "published size" not in grown.output
     cases.assert_same(load_folder(tmp_path / "p8").model, load_folder(tmp_path / "ours", p=8, seed=5).model)
-    assert {path.name for path in tmp_path.iterdir()} == {"published", "ae", "ours", "out", "p8"}
+    unusual = run("import", tmp_path / "ours", tmp_path / "p6", "--patch", 6)
+    assert "--patch 6: sides in multiples of 96 px, unlike those of any published size" in unusual.output
+    assert {path.name for path in tmp_path.iterdir()} == {"published", "ae", "ours", "out", "p8", "p6"}
 
 
 def test_an_export_takes_its_tokenizer_from_elsewhere(tmp_path: Path) -> None:
@@ -74,7 +77,8 @@ def test_pt_files_in_and_out(tmp_path: Path) -> None:
     again = torch.load(tmp_path / "again.pt", weights_only=True)["ema"]
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], value) for name, value in state.items())
-    assert "published as a .pt" in str(failure("export", tmp_path / "ae", tmp_path / "folder"))
+    error = failure("export", tmp_path / "ae", tmp_path / "ae.pth")
+    assert "ae.pth: expected a name that ends in .pt, which is the published form of" in str(error)
 
 
 def test_a_tokenizer_published_as_safetensors(tmp_path: Path) -> None:
@@ -127,6 +131,9 @@ def test_mistakes_end_in_one_message_and_leave_nothing(tmp_path: Path) -> None:
     save_folder(cases.text_to_image(len(TOKENIZER)), TOKENIZER, tmp_path / "ours")
     path = tmp_path / "ours" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": 32}))
+    whole = tmp_path / "whole"
+    save_folder(cases.text_to_image(len(TOKENIZER)), TOKENIZER, whole)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     (tmp_path / "empty" / "export").mkdir(parents=True)
     (tmp_path / "full").mkdir()
     torch.save({"ema": {"x": 1}}, tmp_path / "bad.pt")
@@ -146,7 +153,13 @@ def test_mistakes_end_in_one_message_and_leave_nothing(tmp_path: Path) -> None:
         (("import", tmp_path / "ours" / "projector.safetensors", new), DataError, "expected its folder"),
         (("import", tmp_path / "ours" / "vision_head.safetensors", new), DataError, "expected its folder"),
         (("import", tmp_path / "ae.pt", new, "--patch", "8"), RecipeError, "--patch is for text-to-image"),
+        (("import", whole, new, "--patch", "4"), RecipeError, "patches of 4x4 tokens; expected a p larger"),
+        (("import", whole, new, "--patch", "-1"), RecipeError, "at most 256, not -1"),
+        (("import", whole, new, "--patch", "300"), RecipeError, "at most 256, not 300"),
+        (("import", whole, new, "--heads", "2"), RecipeError, "a folder tells its number of heads"),
+        (("import", tmp_path / "ae.pt", new, "--heads", "2"), RecipeError, "so it has no number of heads"),
         (("import", tmp_path / "ae.pt", tmp_path / "full"), RecipeError, "full exists already"),
+        (("import", tmp_path / "ae.pt", tmp_path / "dangling"), RecipeError, "dangling exists already"),
         (("export", tmp_path / "nowhere", new), DataError, "nowhere: no such file or folder"),
     ]:
         caught = failure(*arguments)

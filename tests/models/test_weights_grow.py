@@ -68,7 +68,8 @@ def test_a_grown_model_is_an_ordinary_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "wanted", "message"), [(4, 2, "expected a larger p"), (1, 4, "no query tokens")]
+    ("own", "wanted", "message"),
+    [(4, 2, "expected a p larger"), (4, 257, "at most 256"), (1, 4, "no query tokens")],
 )
 def test_what_cannot_grow_is_refused(tmp_path: Path, own: int, wanted: int, message: str) -> None:
     tokenizer = cases.text_tokenizer(own)

@@ -218,12 +218,26 @@ def damage(folder: Path, manifest: CheckpointManifest, names: Iterable[str]) -> 
 def retain(
     run: RunFolder, keep_last: int, keep_every: int | None, in_use: Collection[Path] = frozenset()
 ) -> None:
-    """Remove old checkpoints, but the newest ``keep_last``, each ``keep_every``-th step, and those ``in_use``
-    (which go at a later call).
+    """Remove the checkpoints that are `superseded`, but those ``in_use`` (which go at a later call)."""
+    folders = dict(committed(run))
+    for step in superseded(folders, keep_last, keep_every):
+        if folders[step] not in in_use:
+            remove(folders[step])
+
+
+def superseded(steps: Collection[int], keep_last: int, keep_every: int | None) -> list[int]:
+    """Which of a run's checkpoints may go: not the newest ``keep_last``, nor the first one at or after each
+    multiple of ``keep_every``.
+
+    That one is the first of those there with its ``step // keep_every``, whichever others have gone already:
+    no earlier one of the same quotient comes after it.
     """
-    for step, folder in committed(run)[keep_last:]:
-        if folder not in in_use and (keep_every is None or step % keep_every):
-            remove(folder)
+    oldest_first = sorted(steps)
+    kept = set(oldest_first[-keep_last:])
+    if keep_every is not None:  # of each quotient the last that the comprehension comes to: the first step
+        first = {step // keep_every: step for step in reversed(oldest_first) if step >= keep_every}
+        kept |= set(first.values())
+    return [step for step in oldest_first if step not in kept]
 
 
 def _step(folder: Path) -> int | None:

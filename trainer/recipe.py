@@ -143,7 +143,7 @@ class CheckpointSection(Section):
         every_minutes: save after so many minutes since the last save, whatever the step. A save that is due
             while another is being written is postponed until that one is done.
         keep_last: newest checkpoints that stay.
-        keep_every: checkpoints whose step is a multiple of this stay for ever.
+        keep_every: the first checkpoint at or after each multiple of this step stays for ever.
         remote: an fsspec address (s3://bucket/prefix) that each checkpoint is copied below, into a folder of
             the run folder's name.
     """

@@ -14,7 +14,7 @@ from data_pipeline.ingest.storage import StoreUnreachable, is_remote, reaching, 
 from data_pipeline.store import writing_to
 from foundation.errors import UserError
 from foundation.progress import say
-from trainer.checkpoint_files import MANIFEST, parse_manifest, refuse_other_run
+from trainer.checkpoint_files import MANIFEST, parse_manifest, refuse_other_run, superseded
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.run_folder import RunFolder
@@ -85,10 +85,9 @@ class RemoteStore:
             names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
             for name in [*names, MANIFEST]:
                 filesystem.put_file(str(folder / name), f"{root}/{folder.name}/{name}")
-            older = [there for there in steps if there < step]
-            for old in older[self._section.keep_last - 1 :]:
-                if self._section.keep_every is None or old % self._section.keep_every:
-                    _remove(filesystem, f"{root}/step-{old}")
+            up_to_here = {step, *(there for there in steps if there < step)}
+            for old in superseded(up_to_here, self._section.keep_last, self._section.keep_every):
+                _remove(filesystem, f"{root}/step-{old}")
 
     def _refuse_other_run(self, filesystem: fsspec.AbstractFileSystem, root: str, step: int) -> None:
         where = f"{self.place(step)}/{MANIFEST}"

@@ -1,7 +1,10 @@
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from trainer import checkpoint_files
 from trainer.checkpoint_files import (
@@ -18,6 +21,7 @@ from trainer.checkpoint_files import (
     read_manifest,
     remove_partials,
     retain,
+    superseded,
 )
 from trainer.run_folder import RunFolder, take_start
 
@@ -178,8 +182,34 @@ def test_retention_keeps_the_newest_and_every_mth(run: RunFolder) -> None:
         save(run, step, start)
     retain(run, keep_last=2, keep_every=20)
     assert [step for step, _ in committed(run)] == [50, 40, 20]
+    for step in (67, 83):
+        save(run, step, start)
+        retain(run, keep_last=1, keep_every=20)
+    assert [step for step, _ in committed(run)] == [83, 67, 40, 20]
     retain(run, keep_last=1, keep_every=None)
-    assert [step for step, _ in committed(run)] == [50]
+    assert [step for step, _ in committed(run)] == [83]
+
+
+@given(
+    gaps=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    keep_last=st.integers(1, 4),
+    keep_every=st.integers(1, 50),
+)
+@example(gaps=[3600, 3551, 3649, 3580, 3570, 3630], keep_last=3, keep_every=10000)
+def test_of_saves_at_any_steps_the_first_at_or_after_each_multiple_stays_for_ever(
+    gaps: list[int], keep_last: int, keep_every: int
+) -> None:
+    saved = list(accumulate(gaps))  # as saves by minutes come
+    there: list[int] = []
+    for number, step in enumerate(saved, 1):
+        there.append(step)
+        gone = superseded(there, keep_last, keep_every)
+        there = [step for step in there if step not in gone]
+        firsts = {
+            min(later for later in saved if later >= multiple)
+            for multiple in range(keep_every, step + 1, keep_every)
+        }
+        assert set(there) == firsts | set(saved[:number][-keep_last:])
 
 
 def test_a_removal_cut_short_leaves_nothing_that_looks_whole(

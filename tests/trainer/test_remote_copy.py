@@ -52,10 +52,12 @@ def new_run(folder: Path) -> RunFolder:
     return run
 
 
-def checkpoints(run: RunFolder, remote: str, keep_last: int = 1, recipe: str = "r" * 64) -> Checkpoints:
+def checkpoints(
+    run: RunFolder, remote: str, keep_last: int = 1, recipe: str = "r" * 64, keep_every: int | None = None
+) -> Checkpoints:
     start = take_start(run, 0, 1)
     events = EventLog(run, start, writes=True)
-    section = CheckpointSection(remote=remote, keep_last=keep_last)
+    section = CheckpointSection(remote=remote, keep_last=keep_last, keep_every=keep_every)
     return Checkpoints(run, start, section, recipe, {"parent": None}, events)
 
 
@@ -188,6 +190,15 @@ def test_of_damaged_copies_the_next_older_is_taken(
     assert copies(remote) == ["step-4200", "step-5000"]
     manifest = checkpoints(lost(run), store).load_newest(into)
     assert manifest is not None and manifest.step == 5000
+
+
+def test_copies_are_kept_as_the_checkpoints_are(tmp_path: Path, remote: Path) -> None:
+    run = new_run(tmp_path / "run")
+    saver = checkpoints(run, f"file://{remote}", keep_every=10)
+    save_and_copy(saver, 7, 12, 15, 31, 33)
+    saver.close()
+    assert copies(remote) == ["step-12", "step-31", "step-33"]
+    assert [step for step, _ in committed(run)] == [33, 31, 12]
 
 
 def test_a_run_whose_copies_are_all_damaged_does_not_begin_again(tmp_path: Path, remote: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from foundation.errors import ExitCode, Problems
@@ -73,16 +74,25 @@ def _check_permission(problems: Problems, site: Site, partition: dict[str, str])
             where, f"it is {partition['State'].lower()}", "take another, or ask the cluster's people"
         )
     allowed = partition.get("AllowGroups", "ALL")
-    mine = {grp.getgrgid(number).gr_name for number in {os.getgid(), *os.getgroups()}}
-    if allowed != "ALL" and not mine & set(allowed.split(",")):
-        problems.add(
-            where,
-            f"you may not use it: only the groups {allowed} may, you are in {', '.join(sorted(mine))}",
-            "take another partition, or ask for access",
-        )
+    if allowed != "ALL":
+        mine = _own_groups()
+        if not mine & set(allowed.split(",")):
+            problems.add(
+                where,
+                f"you may not use it: only the groups {allowed} may, you are in {', '.join(sorted(mine))}",
+                "take another partition, or ask for access",
+            )
     accounts = partition.get("AllowAccounts", "ALL")
     if accounts != "ALL" and site.account not in accounts.split(","):
         problems.add(where, f"it takes the accounts {accounts} only", "set ACCOUNT in the site file")
+
+
+def _own_groups() -> set[str]:
+    names = set()
+    for number in {os.getgid(), *os.getgroups()}:
+        with suppress(KeyError):  # a number without a name, as in a container
+            names.add(grp.getgrgid(number).gr_name)
+    return names
 
 
 def _check_size(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def start(stop: StopFlag, arguments: list[str] | None = None) -> int:
         arguments: of the command line, after the module's name.
     """
     options = _parser().parse_args(arguments)
+    os.environ.update(of_srun(os.environ))
     os.environ.update(distributed_variables(os.environ))
     speaks = os.environ["RANK"] == "0"
     if not options.recipe.exists():
@@ -56,6 +58,14 @@ def start(stop: StopFlag, arguments: list[str] | None = None) -> int:
     if not verdict.bad:
         code = run_rank(recipe, stop, despite_no_progress=options.despite_no_progress)
     return ExitCode.DONE if code == ExitCode.REQUEUE else code
+
+
+def of_srun(environment: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE and LOCAL_RANK as srun says it: sbatch hands on what they were in the shell of who
+    submitted, a notebook or another launcher maybe.
+    """
+    srun = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    return {name: environment[theirs] for name, theirs in srun.items() if theirs in environment}
 
 
 def _note_start(recipe: StageRecipe) -> None:

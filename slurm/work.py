@@ -20,7 +20,7 @@ from slurm.history import COMMENT, JobFolder
 from slurm.script import options_of
 from slurm.site import Site, SiteFile
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder, create_run, find_run
+from trainer.run_folder import RunFolder, claimed, find_run
 
 # The keys by which a recipe's kind is told; which of its other keys are right, its own type says.
 KINDS: dict[type[Section], set[str]] = {
@@ -77,7 +77,8 @@ class Work:
     def capture(self) -> None:
         """Write the recipe down as it is now: what is changed in its file later does not reach the job."""
         if isinstance(self.recipe, StageRecipe):
-            create_run(self.recipe)
+            with claimed(self.recipe):
+                pass
         elif self.recipe is not None:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             (self.folder.path / "recipe.yaml").write_text(resolved_yaml(self.recipe))

@@ -15,7 +15,7 @@ from foundation.recipes import load_recipe, resolved_yaml
 from trainer.launch import launch, started_as_rank
 from trainer.lineage import lineage_lines
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder, create_run, find_run
+from trainer.run_folder import RunFolder, claimed, find_run
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -63,10 +63,10 @@ def train(
     if found is None:
         return
     created = not Path(found.run).exists()
-    run = create_run(found)
-    code = launch(found, ["--despite-no-progress"] if despite_no_progress else [])
-    if created and code in (ExitCode.RECIPE, ExitCode.DATA) and not run.began():
-        shutil.rmtree(run.path)
+    with claimed(found) as run:
+        code = launch(found, ["--despite-no-progress"] if despite_no_progress else [])
+        if created and code in (ExitCode.RECIPE, ExitCode.DATA) and not run.began():
+            shutil.rmtree(run.path)
     raise typer.Exit(code)
 
 

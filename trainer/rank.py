@@ -24,7 +24,7 @@ from foundation.progress import say
 from foundation.recipes import load_recipe
 from trainer.launch import PARENT_VARIABLE
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder, create_run, lock_run, note_refusal, take_start
+from trainer.run_folder import RunFolder, claimed, note_refusal, take_start
 from trainer.signals import STOP_SIGNALS, StopFlag
 from trainer.terminal import Terminal
 
@@ -56,15 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
 def join_run(find: Callable[[], StageRecipe | None], despite_no_progress: bool) -> int:
     """Train as one of the ranks that torchrun or srun has started: where, rank 0 alone decides.
 
-    The others neither look at the run folder nor make anything before they have heard of it: they would meet
-    it half made, or choose another one.
+    The others do not look at the run folder: they would meet it half made, or choose another one.
 
     Args:
         find: on rank 0, the recipe, pointed at its run folder; None where there is nothing to do.
 
     Raises:
-        UserError, OSError: on rank 0, what `find` raises, or that the folder cannot be made; the other ranks
-            return its exit code.
+        UserError, OSError: on rank 0, what `find` raises; the other ranks return its exit code.
     """
     stop = StopFlag()
     stop.install()
@@ -75,15 +73,9 @@ def join_run(find: Callable[[], StageRecipe | None], despite_no_progress: bool) 
     from trainer.engine import start_distributed
     from trainer.peers import decided_by_first, stop_distributed
 
-    def find_and_make() -> StageRecipe | None:
-        found = find()
-        if found is not None:
-            create_run(found)
-        return found
-
     start_distributed()
     try:
-        recipe = decided_by_first(find_and_make)
+        recipe = decided_by_first(find)
         return ExitCode.DONE if recipe is None else run_rank(recipe, stop, despite_no_progress)
     except (UserError, OSError) as error:
         if dist.get_rank() == 0:
@@ -97,7 +89,7 @@ def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> 
     """Train as the rank that the environment says, and turn every end into an exit code."""
     os.environ.update(distributed_variables(os.environ))
     rank = int(os.environ["RANK"])
-    run = create_run(recipe) if rank == 0 else RunFolder(Path(recipe.run))
+    run = RunFolder(Path(recipe.run))
     run.logs.mkdir(parents=True, exist_ok=True)
     # This run's own compiled extensions: builds of two jobs collide in a shared folder.
     os.environ["TORCH_EXTENSIONS_DIR"] = str(run.extensions)
@@ -138,7 +130,9 @@ def _train(
         gc.freeze()
         gc.enable()
         with ExitStack() as held:
-            number = decided_by_first(lambda: _begin(run, dist.get_world_size(), despite_no_progress, held))
+            number = decided_by_first(
+                lambda: _begin(recipe, dist.get_world_size(), despite_no_progress, held)
+            )
             if number is None:
                 say(f"{run.path} has been finished meanwhile: the model is in {run.export}")
                 return ExitCode.DONE
@@ -164,18 +158,17 @@ def _train(
             stop_distributed(lambda: not (crashed and stop.asked))
 
 
-def _begin(run: RunFolder, ranks: int, despite_no_progress: bool, held: ExitStack) -> int | None:
+def _begin(recipe: StageRecipe, ranks: int, despite_no_progress: bool, held: ExitStack) -> int | None:
     """On rank 0: the number of this start, None where the run has been finished meanwhile.
 
     Args:
-        held: takes the run's lock.
+        held: takes the run's lock, where the command that has started this rank does not hold it.
     """
     from trainer.checkpoint_files import committed
 
-    # Under srun the batch system sees to it that a run has one job; the ranks of a start that it has given up
-    # may live on for a while, on a node that is cut off, and must not be waited for.
-    if "SLURM_PROCID" not in os.environ:
-        held.enter_context(lock_run(run))
+    run = RunFolder(Path(recipe.run))
+    if PARENT_VARIABLE not in os.environ:
+        held.enter_context(claimed(recipe))
     newest = committed(run)
     number = take_start(run, newest[0][0] if newest else 0, ranks, despite_no_progress)
     # Finished by a start that was given up for lost: from here on it could not have been.

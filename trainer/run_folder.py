@@ -17,7 +17,8 @@ import json
 import os
 import platform
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +35,9 @@ from foundation.recipes import resolved_yaml
 from trainer.recipe import CHANGEABLE, StageRecipe
 
 STARTS_WITHOUT_PROGRESS = 3
-BEFORE_THE_RECIPE = frozenset({"logs", "slurm"})  # what a start may have made when it is killed so early
+BEFORE_THE_RECIPE = frozenset(
+    {"lock", "logs", "slurm"}
+)  # what a start may have made when it is killed so early
 EXPORT_MANIFEST = "export.json"
 EXPORT_AGAIN = "remove the folder `export`, and `bitdance train` makes it anew from the last checkpoint"
 
@@ -105,11 +108,12 @@ def find_run(recipe: StageRecipe, fork: bool = False) -> StageRecipe:
         number += 1
 
 
-def _taken(recipe: StageRecipe, path: Path) -> FolderTaken | None:
+def _taken(recipe: StageRecipe, path: Path, held: bool = False) -> FolderTaken | None:
+    """Why the folder is not the recipe's, None where it is. ``held``: by this process, so by no other."""
     if not path.exists() or (path.is_dir() and all(map(_before_the_recipe, path.iterdir()))):
         return None
-    if (path / "recipe.yaml").exists() and not RunFolder(path).began():
-        return None  # a start that was refused: nothing was computed by that recipe
+    if (path / "recipe.yaml").exists() and not _binds(RunFolder(path), held):
+        return None  # its starts were refused: nothing was computed by that recipe
     try:
         there = recorded_recipe(RunFolder(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -123,6 +127,12 @@ def _taken(recipe: StageRecipe, path: Path) -> FolderTaken | None:
         f"beside it ({recipe.run}-2)."
     )
     return taken_by_another(path, theirs, ours, advice)
+
+
+def _binds(run: RunFolder, held: bool) -> bool:
+    """Whether something was computed by the run's recipe, or a start that may still compute is under way."""
+    under_way = any("refused" not in start for start in starts_of(run))
+    return run.began() or under_way or (not held and _held_by_another(run))
 
 
 def _before_the_recipe(entry: Path) -> bool:
@@ -146,8 +156,34 @@ def recorded_recipe(run: RunFolder) -> dict[str, Any]:
     return values
 
 
+@contextmanager
+def claimed(recipe: StageRecipe) -> Iterator[RunFolder]:
+    """The recipe's run folder, as `create_run` makes it; no other start on this machine has it meanwhile.
+
+    Under srun it is held only until the recipe is written: the batch system sees to it that a run has one
+    job, and the ranks of a job that it has given up may live on for a while, on a node that is cut off, and
+    must not be waited for.
+
+    Raises:
+        RunInUse: another living process holds it.
+        FolderTaken: it has become another recipe's since it was found.
+    """
+    run = RunFolder(Path(recipe.run))
+    run.path.mkdir(parents=True, exist_ok=True)
+    with lock_run(run) as lock:
+        taken = _taken(recipe, run.path, held=True)
+        if taken is not None:
+            raise taken
+        create_run(recipe)
+        if "SLURM_PROCID" in os.environ:
+            lock.close()
+        yield run
+
+
 def create_run(recipe: StageRecipe) -> RunFolder:
-    """Make the run folder, or bring its resolved recipe up to date where only changeable keys differ."""
+    """Make the run folder, or bring its resolved recipe up to date where only changeable keys differ. Of a
+    folder that others may be about to use, only while it is held: `claimed`.
+    """
     run = RunFolder(Path(recipe.run))
     with atomic_write(run.recipe) as file:  # first of all: by it the folder is known
         file.write(resolved_yaml(recipe))
@@ -177,6 +213,17 @@ def lock_run(run: RunFolder) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def _held_by_another(run: RunFolder) -> bool:
+    try:
+        with open(run.path / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def take_start(run: RunFolder, committed_step: int, ranks: int, despite_no_progress: bool = False) -> int:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from trainer.run_folder import (
     NoProgress,
     RunFolder,
     RunInUse,
+    claimed,
     create_run,
     find_run,
     first_started,
@@ -63,8 +65,42 @@ def test_fork_takes_the_next_free_folder_and_comes_back_to_it(tmp_path: Path) ->
 
 
 def test_a_start_that_was_refused_does_not_bind(tmp_path: Path) -> None:
-    create_run(recipe(tmp_path))
+    run = create_run(recipe(tmp_path))
     assert find_run(recipe(tmp_path, steps=9)).steps == 9
+    note_refusal(run, take_start(run, 0, ranks=1), ExitCode.DATA)
+    assert find_run(recipe(tmp_path, steps=9)).steps == 9
+    take_start(run, 0, ranks=1)  # under srun it holds no lock
+    with pytest.raises(FolderTaken, match="steps: 6 -> 9"):
+        find_run(recipe(tmp_path, steps=9))
+
+
+def test_a_second_start_leaves_the_recipe_of_one_that_is_starting(tmp_path: Path) -> None:
+    ours, other = recipe(tmp_path), recipe(tmp_path, optimizer__lr=0.5)
+    with claimed(ours) as run:
+        written = run.recipe.read_text()
+        with pytest.raises(FolderTaken, match=r"optimizer\.lr: 0\.001 -> 0\.5"):
+            find_run(other)
+        assert find_run(other, fork=True).run == str(tmp_path / "run-2")
+        for second in (ours, other):  # the other had looked before ours was written
+            with pytest.raises(RunInUse, match=f"by process {os.getpid()} already"), claimed(second):
+                pass
+        assert run.recipe.read_text() == written
+    assert find_run(other).run == ours.run  # nothing had come of it
+    run.lineage.write_text("{}")
+    with pytest.raises(FolderTaken), claimed(other):  # meanwhile it is another's
+        pass
+    assert run.recipe.read_text() == written
+
+
+def test_under_srun_the_folder_is_held_only_until_the_recipe_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claimed(recipe(tmp_path)):
+        monkeypatch.setenv("SLURM_PROCID", "0")
+        with pytest.raises(RunInUse), claimed(recipe(tmp_path)):
+            pass
+    with claimed(recipe(tmp_path)), claimed(recipe(tmp_path)) as run:
+        assert run.recipe.exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,12 +65,17 @@ class Start:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of the job: `again` or not, with which exit code, without which nodes, and why."""
+    """What becomes of the job: `again` or not, with which exit code, without which nodes, and why.
+
+    Attributes:
+        reasons: what is wrong with those nodes, as `reasons_of` gives it.
+    """
 
     again: bool
     code: int
     why: str
     without: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | None) -> Decision:
@@ -84,17 +89,24 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
     if start.code in FINAL:
         return Decision(False, start.code, FINAL[ExitCode(start.code)])
     bad = dict(BAD_NODE.findall(log))
+    # Of this job alone: before another one was submitted a person has looked at what had happened.
+    ends = [end for end in history.lines("end") if end["job"] == start.job] if history is not None else []
+    ends = ends[-BAD_STARTS + 1 :]
     if len(bad) == start.count > 1 and len(set(bad.values())) == 1:
         return Decision(False, ExitCode.RECIPE, f"all {start.count} nodes say: {next(iter(bad.values()))}")
     if bad:
-        return Decision(True, ExitCode.REQUEUE, "; ".join(f"{n}: {r}" for n, r in bad.items()), tuple(bad))
+        said = reasons_of(bad.values())
+        if [tuple(end.get("reasons", ())) for end in ends] == [said] * (BAD_STARTS - 1):
+            why = f"three starts in a row, each on other nodes, say: {'; '.join(bad.values())}"
+            return Decision(False, ExitCode.RECIPE, why, tuple(bad), said)
+        why = "; ".join(f"{node}: {reason}" for node, reason in bad.items())
+        return Decision(True, ExitCode.REQUEUE, why, tuple(bad), said)
     if run is None or history is None:
         failed = start.code not in (ExitCode.REQUEUE, 128 + signal.SIGTERM)  # not: told to stop
         if start.code == ExitCode.BUG or (failed and start.restart >= COMMAND_RESTARTS):
             return Decision(False, ExitCode.BUG, f"exit code {start.code} after {start.restart} restarts")
         return Decision(True, ExitCode.REQUEUE, describe(start.code))
     step = committed_step(run)
-    ends = history.lines("end")[-BAD_STARTS + 1 :]
     fruitless = [e for e in ends if e["step"] == step and e["code"] != ExitCode.REQUEUE]
     stuck = start.code != ExitCode.REQUEUE and len(fruitless) == BAD_STARTS - 1
     if stuck or makes_no_progress(run, step):
@@ -104,6 +116,11 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
             f"three starts in a row never got past step {step}; the last one: {describe(start.code)}",
         )
     return Decision(True, ExitCode.REQUEUE, describe(start.code))
+
+
+def reasons_of(said: Iterable[str]) -> tuple[str, ...]:
+    """What is wrong with nodes, but for the figures: those differ from node to node."""
+    return tuple(sorted({re.sub(r"\d+(\.\d+)?", "#", reason) for reason in said}))
 
 
 def committed_step(run: RunFolder) -> int:
@@ -157,7 +174,8 @@ def main(arguments: list[str] | None = None) -> int:
     if traces is not None:
         where = {"nodes": start.nodes, "restart": start.restart, "step": committed_step(run) if run else None}
         what = {"code": start.code, "again": decision.again, "why": decision.why}
-        traces.note("end", start.job, **where, **what, without=list(decision.without))
+        nodes = {"without": list(decision.without), "reasons": list(decision.reasons)}
+        traces.note("end", start.job, **where, **what, **nodes)
     say(f"bitdance: {'again' if decision.again else 'the end'}: {decision.why}")
     if cancelled:
         patiently(CONTROLLER_AWAY_SECONDS, "scancel", start.name)

@@ -58,6 +58,30 @@ def test_what_all_nodes_of_a_start_say_ends_the_job(tmp_path: Path) -> None:
     assert decide(both, said.replace("n2: there", "n2: here"), run, history).again
 
 
+def test_what_three_starts_on_other_nodes_say_ends_the_job(tmp_path: Path) -> None:
+    """One node cannot tell whether it is to blame; three can. Another reason, or another job, begins anew."""
+    run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
+
+    def one(job: int, reason: str) -> Decision:
+        decision = decide(Start(job, 0, "n1", 75), f"bitdance: bad node n1: {reason}\n", run, history)
+        history.note("end", job, code=75, step=0, reasons=list(decision.reasons))
+        return decision
+
+    memory = "{} GB of memory are available, 900 needed"
+    for job, reason in (
+        (6, memory),
+        (6, memory),
+        (7, memory),
+        (7, "it sees no data"),
+        (7, memory),
+        (7, memory),
+    ):
+        assert one(job, reason.format(job / 7)).again
+    last = one(7, memory.format(5.5))
+    assert (last.again, last.code) == (False, ExitCode.RECIPE)
+    assert last.why == f"three starts in a row, each on other nodes, say: {memory.format(5.5)}"
+
+
 def test_a_node_whose_python_is_another_one_is_named(tmp_path: Path) -> None:
     program = "import sys; sys.modules['pydantic'] = None; from slurm.rank import main; sys.exit(main([]))"
     done = subprocess.run(

@@ -21,7 +21,7 @@ from data_pipeline.tokenize.captions import load_text_tokenizer_or_refuse, text_
 from data_pipeline.tokenize.encoder import describe_tokenizer
 from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from foundation.errors import DataError, Problems, RecipeError, UserError
+from foundation.errors import DataError, Problems, RecipeError
 from foundation.progress import say, track
 from foundation.sections import Problem, check, failed_checks
 
@@ -126,13 +126,7 @@ def _plan(
     shards = list_shards(recipe.input)
     plan = folder.read_plan()
     if plan is None:
-        folder.store.write(RECORD_NAME, recipe_record(recipe).encode())
-        try:
-            name, text = _text_tokenizer(recipe, folder, shards)
-        except UserError:
-            # Nothing is begun: the folder is free for a recipe that can be carried out.
-            folder.store.remove([RECORD_NAME])
-            raise
+        name, text = _text_tokenizer(recipe, folder, shards)
         plan = Plan(
             shards=tuple(shards),
             tokenizer=tokenizer,
@@ -181,22 +175,34 @@ def _as_found(plan: Plan, shards: list[Shard], folder: DatasetFolder) -> Plan:
 
 
 def _text_tokenizer(recipe: TokenizeRecipe, folder: DatasetFolder, shards: list[Shard]) -> tuple[str, Any]:
-    """Name and tokenizer that captions are counted with; trains it where the recipe says so."""
+    """Name and tokenizer that captions are counted with, trained where the recipe says so; then the folder is
+    the recipe's. A start that fails before leaves no trace, and never one in what another job has begun."""
     section = recipe.text_tokenizer
     if section.train is None:
         assert section.name is not None
-        return section.name, load_text_tokenizer_or_refuse(section.name)
+        text = load_text_tokenizer_or_refuse(section.name)
+        _begin(recipe, folder)
+        return section.name, text
     if folder.store.read(f"{TEXT_FOLDER}/{TEXT_FILE}") is None:
         say(f"Training a text tokenizer of up to {section.train.vocab_size} entries on the captions")
         working = folder.store.scratch(TEXT_FOLDER)
         try:
             train_and_save(_captions(recipe, shards), section.train.vocab_size, working)
+            _begin(recipe, folder)
             folder.store.commit(working, TEXT_FOLDER, TEXT_FILE)
         except FileExistsError:
             say("Another process has trained the text tokenizer meanwhile")
         finally:
             remove_scratch(working)
+            folder.store.remove([])  # the folder itself, where it is empty
     return TEXT_FOLDER, load_text_tokenizer_or_refuse(str(folder.store.local(TEXT_FOLDER)))
+
+
+def _begin(recipe: TokenizeRecipe, folder: DatasetFolder) -> None:
+    """Make the folder the recipe's; FolderTaken where another's job has begun there meanwhile."""
+    claim_folder(folder.root, recipe, MANIFEST_NAME, FREE_KEYS)
+    if folder.store.read(RECORD_NAME) is None:
+        folder.store.write(RECORD_NAME, recipe_record(recipe).encode())
 
 
 def _captions(recipe: TokenizeRecipe, shards: list[Shard]) -> Iterator[str]:

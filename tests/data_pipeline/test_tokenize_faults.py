@@ -1,5 +1,6 @@
 """A full disk, a place that cannot be written, bad inputs, two real workers with the same tasks."""
 
+import errno
 import multiprocessing
 import os
 import re
@@ -13,9 +14,13 @@ import pytest
 from photo_shards import tokenize_recipe, tree, write_shards, write_tokenizer
 
 from data_pipeline.finalize import finalize_dataset
+from data_pipeline.ingest.storage import StoreUnreachable
 from data_pipeline.store import PlaceUnusable
-from data_pipeline.tokenize.run import parse_slice, run_tokenize
+from data_pipeline.tokenize import run as run_module
+from data_pipeline.tokenize.run import Slice, parse_slice, run_tokenize
+from data_pipeline.tokenize.task import TaskRunner
 from foundation.errors import DataError, RecipeError
+from foundation.ownership import FolderTaken
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +149,37 @@ def test_a_tar_that_nothing_can_be_trained_on_leaves_the_output_free(made, tmp_p
     run_tokenize(tokenize_recipe(tmp_path, batch_pixels=9 * 32 * 32))  # another recipe may have the folder
 
 
+def test_a_first_start_that_fails_takes_nothing_from_what_another_job_has_begun(made, tmp_path, monkeypatch):
+    recipe, train = tokenize_recipe(made, output=str(tmp_path / "latents")), run_module.train_and_save
+
+    def away(*arguments):
+        monkeypatch.setattr(run_module, "train_and_save", train)
+        run_tokenize(recipe, Slice(0, 2))  # the other element begins and plans, and does its slice
+        raise StoreUnreachable("s3://captions cannot be reached")
+
+    monkeypatch.setattr(run_module, "train_and_save", away)
+    with pytest.raises(StoreUnreachable):
+        run_tokenize(recipe, Slice(1, 2))
+    run_tokenize(recipe, Slice(1, 2))
+    finalize_dataset(recipe.output)
+    assert without_recipe(tmp_path / "latents") == without_recipe(made / "latents")
+
+
+def test_of_two_recipes_that_begin_in_one_folder_the_second_is_refused(made, tmp_path, monkeypatch):
+    recipe, train = tokenize_recipe(made, output=str(tmp_path / "latents")), run_module.train_and_save
+
+    def late(*arguments):
+        monkeypatch.setattr(run_module, "train_and_save", train)
+        run_tokenize(recipe, Slice(0, 4))
+        train(*arguments)
+
+    monkeypatch.setattr(run_module, "train_and_save", late)
+    with pytest.raises(FolderTaken, match="batch_pixels"):
+        run_tokenize(recipe.model_copy(update={"batch_pixels": 9 * 32 * 32}))
+    run_tokenize(recipe)
+    assert without_recipe(tmp_path / "latents") == without_recipe(made / "latents")
+
+
 @pytest.mark.parametrize("damage", ["cut short", "zeros inside"])
 def test_damaged_kept_rows_are_named_and_leave_nothing(made, tmp_path, damage):
     rows = tmp_path / "kept.parquet"
@@ -179,3 +215,15 @@ def test_two_jobs_at_the_same_time_make_one_dataset(made, tmp_path):
 def test_slices_that_are_none_are_refused(text):
     with pytest.raises(RecipeError, match="expected I/N"):
         parse_slice(text)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_file_system_that_fails_for_a_while_fails_no_task(made, tmp_path, monkeypatch, number):
+    def failing(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(TaskRunner, "run", failing)
+    with pytest.raises(StoreUnreachable, match=r"00000\.tar: .*; the same command goes on") as error:
+        run_tokenize(tokenize_recipe(made, output=str(tmp_path / "latents")))
+    assert error.value.exit_code == 75
+    assert not (tmp_path / "latents" / "failed").exists()

@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from data_pipeline.ingest.storage import StoreUnreachable
 from data_pipeline.store import writing_to
 from foundation.errors import DataError, UserError
 from foundation.progress import say
@@ -86,7 +88,9 @@ class Checkpoints:
             StaleStart: a newer start of the run has taken over (found by the save that was waited for).
             OtherRun: there is a checkpoint of another run, here or in the store.
             DataError: there are checkpoints, and none is whole.
-            StoreUnreachable, PlaceUnusable: the run folder has no checkpoint, and none could be fetched.
+            OtherVersion: the newest one was written by another version of the code.
+            StoreUnreachable, PlaceUnusable: the run folder has no checkpoint, and none could be fetched; or
+                its file system fails, which proves nothing against a checkpoint.
         """
         self.wait()
         for folder in self._candidates():
@@ -94,10 +98,7 @@ class Checkpoints:
             if manifest is not None and not problems:
                 refuse_other_run(str(folder), manifest, self._identity)
                 self.newest = manifest.step
-                reader = PlainReader(folder)
-                dcp.load(
-                    dict(shards), storage_reader=reader, planner=LoadPlanner(), process_group=self._group
-                )
+                self._load(folder, shards)
                 return manifest
             if self._rank == 0:
                 step = int(folder.name.removeprefix("step-"))
@@ -138,7 +139,7 @@ class Checkpoints:
         result: list[Any] = [None, None]
         if self._rank == 0:
             try:
-                with writing_to(self.run.checkpoints):
+                with _using(self.run.checkpoints):
                     result[0] = work(*arguments)
             except UserError as error:
                 result[1] = error
@@ -148,18 +149,31 @@ class Checkpoints:
         return result[0]
 
     def _verify(self, folder: Path) -> tuple[CheckpointManifest | None, list[str]]:
-        """The manifest, and what is wrong with the folder; each rank hashes its share of the files."""
-        manifest, mine = None, []
+        """The manifest, as rank 0 reads it, and what is wrong with the folder; each rank hashes its share of
+        the files. What keeps a rank from reading is raised by all, since it is no proof of damage.
+        """
+        manifest, problems = self._together(_manifest, folder)
+        if manifest is None:
+            return None, problems
+        mine: list[str] | UserError
         try:
-            manifest = read_manifest(folder)
-            mine = list(damage(folder, manifest, sorted(manifest.files)[self._rank :: dist.get_world_size()]))
-        except ValueError as error:
-            mine = [str(error)] if self._rank == 0 else []
-        everyones = self._gather((manifest is not None, mine))
-        problems = [line for _, lines in everyones for line in lines]
-        if not all(readable for readable, _ in everyones):
-            problems = problems or ["its manifest could not be read on every rank"]
-        return manifest, problems
+            with _using(folder):
+                names = sorted(manifest.files)[self._rank :: dist.get_world_size()]
+                mine = list(damage(folder, manifest, names))
+        except UserError as error:
+            mine = error
+        for theirs in (everyones := self._gather(mine)):
+            if isinstance(theirs, UserError):
+                raise theirs
+        return manifest, [line for lines in everyones for line in lines]
+
+    def _load(self, folder: Path, shards: dict[str, FlatShard]) -> None:
+        with _using(folder):
+            reader, planner = PlainReader(folder), LoadPlanner()
+            try:
+                dcp.load(dict(shards), storage_reader=reader, planner=planner, process_group=self._group)
+            except dcp.CheckpointException as error:  # the same on all ranks
+                raise _failure(error) from error
 
     def save(
         self, step: int, shards: dict[str, FlatShard], state: dict[str, Any], in_place: bool = False
@@ -270,8 +284,31 @@ class Checkpoints:
         return None
 
 
+@contextmanager
+def _using(place: Path) -> Iterator[None]:
+    """Turns what a file system says into an error for people, or for the scheduler where it may pass."""
+    try:
+        with writing_to(place):
+            yield
+    except OSError as error:
+        raise StoreUnreachable(f"{place}: {error}; the same command goes on once it can be read") from error
+
+
+def _manifest(folder: Path) -> tuple[CheckpointManifest | None, list[str]]:
+    """A checkpoint's manifest, or what is wrong with it."""
+    try:
+        return read_manifest(folder), []
+    except ValueError as error:
+        return None, [str(error)]
+
+
 def _cause(error: BaseException) -> str:
-    """What went wrong in a save; torch.distributed.checkpoint wraps it in the tracebacks of all ranks."""
+    """What went wrong in a save."""
     if isinstance(error, dcp.CheckpointException):
-        error = next(iter(error.failures.values()))[0]
+        error = _failure(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _failure(error: dcp.CheckpointException) -> BaseException:
+    """What torch.distributed.checkpoint has wrapped in the tracebacks of all ranks."""
+    return next(iter(error.failures.values()))[0]

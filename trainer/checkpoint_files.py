@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ FORMAT = 1
 
 class OtherRun(RecipeError):
     """A checkpoint lies where this run would keep its own, and is of another one."""
+
+
+class OtherVersion(RecipeError):
+    """A checkpoint was written by another version of the code, as after a return to an older one."""
 
 
 class StaleStart(UserError):
@@ -161,27 +165,40 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     """The manifest of a checkpoint.
 
     Raises:
-        ValueError: it cannot be read, or is of another format.
+        ValueError: it is missing, or damaged.
+        OtherVersion: another version of the code has written it.
+        OSError: the file system fails, which proves nothing against the checkpoint.
     """
     try:
-        return parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
-    except OSError as error:
-        raise ValueError(f"{folder / MANIFEST} cannot be read ({error})") from None
+        text = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{folder / MANIFEST} is missing") from None
+    return parse_manifest(text, str(folder / MANIFEST))
 
 
 def parse_manifest(text: bytes, where: str) -> CheckpointManifest:
     """The manifest that stands in the file ``where``, which has been read already.
 
     Raises:
-        ValueError: it is damaged, or of another format.
+        ValueError: it is damaged.
+        OtherVersion: another version of the code has written it.
     """
     try:
-        manifest = CheckpointManifest(**json.loads(text))
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        entries = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{where} cannot be read ({error})") from None
-    if manifest.format != FORMAT:
-        raise ValueError(f"{where} has format {manifest.format}, this code reads {FORMAT}")
-    return manifest
+    found = entries.get("format", FORMAT)
+    unknown = sorted(entries.keys() - {key.name for key in fields(CheckpointManifest)})
+    if found != FORMAT or unknown:
+        what = f"format {found}" if found != FORMAT else f"the keys {', '.join(unknown)}"
+        raise OtherVersion(
+            f"{where} has {what}, which this code (format {FORMAT}) does not know: another version of the "
+            "code wrote it, and nothing was changed. Go on with that version, or move the checkpoint away."
+        )
+    try:
+        return CheckpointManifest(**entries)
+    except TypeError as error:
+        raise ValueError(f"{where} cannot be read ({error})") from None
 
 
 def refuse_other_run(where: str, manifest: CheckpointManifest, identity: dict[str, Any]) -> None:
@@ -203,16 +220,22 @@ def refuse_other_run(where: str, manifest: CheckpointManifest, identity: dict[st
 
 
 def damage(folder: Path, manifest: CheckpointManifest, names: Iterable[str]) -> Iterator[str]:
-    """What is wrong with the files ``names`` of a checkpoint, a line each; nothing where all is well."""
+    """What is wrong with the files ``names`` of a checkpoint, a line each; nothing where all is well.
+
+    Raises:
+        OSError: the file system fails, which proves nothing against the checkpoint.
+    """
     for name in names:
         entry = manifest.files[name]
         path = folder / name
-        if not path.is_file():
+        try:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                yield f"{name} has {size} bytes, {entry['bytes']} were written"
+            elif sha256_file(path) != entry["sha256"]:
+                yield f"{name} has changed since it was written (hash)"
+        except FileNotFoundError:
             yield f"{name} is missing"
-        elif path.stat().st_size != entry["bytes"]:
-            yield f"{name} has {path.stat().st_size} bytes, {entry['bytes']} were written"
-        elif sha256_file(path) != entry["sha256"]:
-            yield f"{name} has changed since it was written (hash)"
 
 
 def retain(

@@ -1,8 +1,11 @@
-"""One rank of `test_rewind.py`: goes back to the newest checkpoint while a save is still being written.
+"""One rank of `test_rewind.py`: goes back to the newest checkpoint while a save is still being written;
+then once more, while the file system fails on rank 1.
 
 Argument: the run folder.
 """
 
+import errno
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from foundation.errors import UserError
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoints
 from trainer.flat_shards import FlatShard
@@ -49,7 +53,17 @@ def main(folder: Path) -> None:
     print(f"back to {manifest and manifest.step}: {into['master/a'].values.tolist()}")
     checkpoints.save(3, shards(3.0), {})
     checkpoints.wait()
+    if rank == 1:
+        checkpoint.damage = out_of_reach  # type: ignore[attr-defined]
+    try:
+        checkpoints.load_newest(into)
+    except UserError as error:
+        print(f"ends with {int(error.exit_code)}: {error}")
     dist.destroy_process_group()
+
+
+def out_of_reach(*_: object) -> list[str]:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Saving and loading in one process: what is passed over, what a failed save leaves behind."""
 
 import errno
+import json
+import os
 import pickle
 from typing import Any
 
@@ -8,9 +10,17 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from foundation.errors import DataError, ExitCode
+from foundation.errors import DataError, ExitCode, UserError
 from trainer.checkpoint import Checkpoints
-from trainer.checkpoint_files import OtherRun, StaleStart, committed, damaged, partial_folder
+from trainer.checkpoint_files import (
+    MANIFEST,
+    OtherRun,
+    OtherVersion,
+    StaleStart,
+    committed,
+    damaged,
+    partial_folder,
+)
 from trainer.flat_shards import FlatShard, PlainUnpickler
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
@@ -82,6 +92,50 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     assert manifest is not None and manifest.step == 1
     assert torch.equal(into["master/a"].values, torch.ones(7))
     assert "step 2 is passed over: __0_0.distcp has changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "trainer.checkpoint.read_manifest",
+        "trainer.checkpoint_files.sha256_file",
+        "trainer.checkpoint.committed",
+        "torch.distributed.checkpoint.FileSystemReader.read_data",
+    ],
+)
+def test_a_file_system_that_fails_is_no_proof_of_damage(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, where: str, number: int
+) -> None:
+    saver = checkpoints(run)
+    save(saver, 1)
+    save(saver, 2)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, failing)
+        with pytest.raises(UserError, match="the same command goes on") as caught:
+            checkpoints(run).load_newest(shards(0.0))
+    assert [step for step, _ in committed(run)] == [2, 1] and not damaged(run)
+    manifest = checkpoints(run).load_newest(shards(0.0))
+    assert manifest is not None and manifest.step == 2
+    assert caught.value.exit_code == (ExitCode.RECIPE if number == errno.EACCES else ExitCode.REQUEUE)
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"format": 2, "later": 1}, {"later": 1}])
+def test_a_checkpoint_of_another_version_is_refused_and_stays(run: RunFolder, change: dict[str, int]) -> None:
+    saver = checkpoints(run)
+    save(saver, 1)
+    save(saver, 2)
+    file = run.checkpoints / "step-2" / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    for _ in range(2):
+        with pytest.raises(OtherVersion, match=r"step-2/manifest\.json has .*another version") as caught:
+            checkpoints(run).load_newest(shards(0.0))
+        assert caught.value.exit_code == ExitCode.RECIPE
+    assert [step for step, _ in committed(run)] == [2, 1] and not damaged(run)
 
 
 def spoil(run: RunFolder, *steps: int) -> None:

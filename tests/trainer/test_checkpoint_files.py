@@ -63,11 +63,21 @@ def test_damage_is_found(run: RunFolder, spoil: object, words: str) -> None:
     assert words in line
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"step": 1}', '{"unknown": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "1", '{"step": 1}'])
 def test_a_broken_manifest_is_a_value_error(run: RunFolder, text: str) -> None:
     final = save(run, 5, take_start(run, 0, 1))
     (final / MANIFEST).write_text(text)
     with pytest.raises(ValueError, match="cannot be read"):
+        read_manifest(final)
+
+
+def test_a_missing_manifest_is_a_value_error_and_one_that_is_out_of_reach_is_none(run: RunFolder) -> None:
+    final = save(run, 5, take_start(run, 0, 1))
+    (final / MANIFEST).unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        read_manifest(final)
+    (final / MANIFEST).mkdir()  # whoever runs this may be root, whom no rights keep out
+    with pytest.raises(OSError, match=MANIFEST):
         read_manifest(final)
 
 

@@ -15,4 +15,5 @@ def test_a_save_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     for output in outputs:
         assert "back to 2: [2.0, 2.0, 2.0, 2.0]" in output
         assert "COULD NOT BE SAVED" not in output
+        assert "ends with 75: " in output and "Stale file handle; the same command goes on" in output
     assert [step for step, _ in committed(RunFolder(tmp_path / "run"))] == [3, 2]

@@ -8,7 +8,6 @@ and several datasets can be open in one process. C bits a token.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.class_index import ClassIndex, load_class_index
-from data_pipeline.ingest.storage import StoreUnreachable
+from data_pipeline.ingest.storage import StoreUnreachable, fails_for_a_while
 from data_pipeline.manifest import (
     MANIFEST_NAME,
     SIDE_FILES,
@@ -36,8 +35,6 @@ from data_pipeline.own_cache import own_cache
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord
 from foundation.errors import DataError
 
-# What a file system that fails for a while says: of a network, or a disk that goes.
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
 _UINT16 = struct.Struct("<H")
 _MAKE = (
     "run `bitdance data tokenize RECIPE`, whose output it is, to the end; where all tasks are done, "
@@ -116,7 +113,7 @@ class LatentDataset:
             reader = self._open.get(number) or self._open.put(number, self._open_shard(number))
             return reader.read(row)
         except (OSError, ValueError, struct.error) as error:
-            if isinstance(error, OSError) and error.errno in PASSING:
+            if fails_for_a_while(error):
                 raise StoreUnreachable(
                     f"{self.folder}/{name}: {error.strerror}; the same command goes on once it can be read"
                 ) from error

@@ -134,7 +134,8 @@ def open_table_query(table: str, spill: Path) -> Iterator[duckdb.DuckDBPyConnect
                     raise DataError(f"{table} does not exist")
             connection.register_filesystem(remote_files())
         try:
-            yield connection
+            with reaching(table):
+                yield connection
         except (duckdb.IOException, pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise

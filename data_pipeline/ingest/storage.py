@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Annotated, Any, cast
+from typing import IO, Annotated, Any, TypeGuard, cast
 
 from pydantic import AfterValidator
 
@@ -14,6 +15,7 @@ from foundation.errors import DataError, ExitCode, UserError
 
 # Of a request that fails: with pauses that double up to 20 s, this outlasts a server's restart.
 ATTEMPTS = 10
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
 
 
 class StoreUnreachable(UserError):
@@ -135,11 +137,17 @@ def remote_files(listings_cached: bool = True) -> Any:
     return fsspec.filesystem("s3", use_listings_cache=listings_cached, config_kwargs=config)
 
 
+def fails_for_a_while(error: Exception) -> TypeGuard[OSError]:
+    """Whether a file system of a network, or a disk that goes, says that it fails: not the data's fault."""
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
 @contextmanager
 def reaching(address: str) -> Iterator[None]:
-    """Turns what clients raise where the store cannot be reached into StoreUnreachable.
+    """Turns what clients raise where the store cannot be reached, or fails, into StoreUnreachable.
 
-    Around a local path it does nothing: its errors are those of its disk.
+    That there is no such file, or that it is there already, is an answer and passes, as does what the local
+    disk says. Around a local path it does nothing: its errors are those of its disk.
 
     The client's own words are left out: they may quote a request with its signature.
     """
@@ -150,8 +158,26 @@ def reaching(address: str) -> Iterator[None]:
 
     try:
         yield
-    except (BotoCoreError, PermissionError, ConnectionError, TimeoutError) as error:
+    except (BotoCoreError, OSError) as error:
+        if isinstance(error, OSError) and not _is_the_stores(error):
+            raise
         raise StoreUnreachable(
-            f"{address} cannot be reached ({type(error).__name__}), after {ATTEMPTS} attempts; look at its "
+            f"{address} cannot be reached ({_kind(error)}), after {ATTEMPTS} attempts; look at its "
             "address and your keys. The same command goes on from here"
         ) from None
+
+
+def _is_the_stores(error: OSError) -> bool:
+    """Whether an error is a store's that fails (SlowDown, 500, 502 ...) or lets nobody in."""
+    from botocore.exceptions import ClientError
+
+    if isinstance(error, FileNotFoundError | FileExistsError):
+        return False
+    # s3fs translates the store's answer, and keeps it as the cause. The disk's and pyarrow's have none.
+    translated = isinstance(error.__cause__, ClientError)
+    return translated or isinstance(error, PermissionError | ConnectionError | TimeoutError)
+
+
+def _kind(error: Exception) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    return type(error).__name__ if number is None else errno.errorcode.get(number, str(number))

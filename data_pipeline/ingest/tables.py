@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused
-from data_pipeline.ingest.storage import is_remote, reaching, remote_files
+from data_pipeline.ingest.storage import fails_for_a_while, is_remote, reaching, remote_files
 from foundation.errors import DataError
 
 ROWS_AT_A_TIME = 64  # bounds memory: rows hold whole pictures
@@ -51,6 +51,8 @@ def _next_rows(batches: Iterator[Any], path: str) -> list[dict[str, Any]] | None
             batch = next(batches, None)
         return None if batch is None else list(batch.to_pylist())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if fails_for_a_while(error):
+            raise
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} is damaged, or holds text that is not UTF-8 ({reason})") from None
 
@@ -69,4 +71,6 @@ def open_table(path: str) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
+        if fails_for_a_while(error):
+            raise
         raise DataError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]})") from None

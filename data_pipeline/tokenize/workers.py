@@ -15,7 +15,7 @@ from data_pipeline.ingest.kept import KeptRows
 from data_pipeline.ingest.refusals import TooManyRefused
 from data_pipeline.ingest.samples import printable
 from data_pipeline.ingest.shards import Shard
-from data_pipeline.ingest.storage import StoreUnreachable
+from data_pipeline.ingest.storage import StoreUnreachable, fails_for_a_while
 from data_pipeline.store import NO_PLACE, writing_to
 from data_pipeline.tokenize.captions import (
     CaptionCounter,
@@ -82,7 +82,7 @@ class Workshop:
         """Do a task; the reason where its data do not allow it, which is recorded too.
 
         Raises:
-            StoreUnreachable: a store does not answer, which is not the shard's fault.
+            StoreUnreachable: a store does not answer, or a file system fails, which is not the shard's fault.
             WorkerDied: a decode worker or the GPU is gone, which would fail all further tasks as well.
             OSError: nothing can be written.
         """
@@ -106,6 +106,10 @@ class Workshop:
             # Whatever a shard can do to us ends its own task; the others go on, now and in every rerun.
             if isinstance(error, OSError) and error.errno in NO_PLACE:
                 raise
+            if fails_for_a_while(error):
+                raise StoreUnreachable(
+                    f"{shard.label}: {error.strerror}; the same command goes on once it can be read"
+                ) from error
             reason = _unforeseen(shard, error)
         else:
             return None

@@ -52,6 +52,35 @@ def s3_environment(port):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@contextmanager
+def overloaded_server(status=503, code="SlowDown"):
+    """The port of a server that answers all requests with one error."""
+    body = f"<Error><Code>{code}</Code><Message>Signature=quoted</Message></Error>".encode()
+
+    class Refuse(BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
+
+        def log_message(self, *arguments):
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 class BadLine:
     """A proxy that answers 503 to a tenth of the requests, and is dead for a while when told so.
 

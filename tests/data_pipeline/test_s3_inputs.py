@@ -1,5 +1,6 @@
 """Metadata and image shards on S3: an S3 server of moto's on loopback, in its own process."""
 
+import errno
 import os
 import tempfile
 
@@ -7,15 +8,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from photo_shards import write_shards
-from s3_server import SECRET, s3_environment, s3_server
+from s3_server import SECRET, overloaded_server, s3_environment, s3_server
 
 from data_pipeline.ingest.kept import KeptRows, index_folder
 from data_pipeline.ingest.recipe import InputSection, KeepSection
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, read_shard, shard_identities
-from data_pipeline.ingest.storage import StoreUnreachable
+from data_pipeline.ingest.storage import (
+    StoreUnreachable,
+    exists,
+    open_stream,
+    reaching,
+)
 from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
+from data_pipeline.store import open_store
 from foundation.errors import DataError
 
 
@@ -107,6 +114,43 @@ def test_a_store_that_lets_nobody_in_says_nothing_about_the_data(bucket, tmp_pat
                 attempt()
     finally:  # the clients without keys
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def read_stream(path):
+    with open_stream(path) as stream:
+        stream.read(1)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "count"), [(503, "SlowDown", 4), (500, "InternalError", 1), (502, "BadGateway", 1)]
+)
+def test_a_store_that_keeps_failing_is_to_be_tried_again(monkeypatch, status, code, count):
+    import s3fs
+
+    monkeypatch.setattr("data_pipeline.ingest.storage.ATTEMPTS", 1)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    tries = [
+        lambda: exists("s3://b/x"),
+        lambda: read_stream("s3://b/x.tar"),
+        lambda: open_store("s3://b/x").read("plan.json"),
+        lambda: index_folder(KeepSection(rows="s3://b/kept.parquet", by="url")),
+    ]
+    with overloaded_server(status, code) as port, s3_environment(port):
+        for attempt in tries[:count]:
+            with pytest.raises(StoreUnreachable, match=r"cannot be reached \(E[A-Z]+\)") as error:
+                attempt()
+            assert error.value.exit_code == 75 and "Signature" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError("no"), OSError(errno.ENOSPC, "full"), OSError("Couldn't deserialize thrift")],
+    ids=["missing", "local disk", "damaged parquet"],
+)
+def test_what_is_not_the_stores_failure_stays_what_it_is(error):
+    with pytest.raises(type(error)) as caught, reaching("s3://b/x"):
+        raise error
+    assert caught.value is error
 
 
 def test_globs_of_folders_on_s3(bucket, tmp_path):

@@ -109,7 +109,7 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
     step = committed_step(run)
     fruitless = [e for e in ends if e["step"] == step and e["code"] != ExitCode.REQUEUE]
     stuck = start.code != ExitCode.REQUEUE and len(fruitless) == BAD_STARTS - 1
-    if stuck or makes_no_progress(run, step):
+    if stuck or makes_no_progress(run, step, history.began(start.job)):
         return Decision(
             False,
             ExitCode.BUG,

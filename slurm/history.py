@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -66,6 +67,12 @@ class JobFolder:
             except json.JSONDecodeError:
                 continue  # cut short by a kill
         return [line for line in found if event in (None, line["event"])]
+
+    def began(self, job: int) -> float:
+        """When a job first started, in seconds since 1970; infinity where it never did."""
+        return min(
+            (float(line["time"]) for line in self.lines("start") if line["job"] == job), default=math.inf
+        )
 
     def jobs(self) -> list[int]:
         """The latest job, after those of this folder that it waits for: an array, before what finishes its

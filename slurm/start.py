@@ -11,12 +11,13 @@ from pathlib import Path
 from foundation.errors import ExitCode, UserError
 from foundation.progress import say
 from foundation.recipes import load_recipe
+from slurm.after import committed_step
 from slurm.history import JobFolder
 from slurm.node_checks import Limits
 from slurm.preflight import announce, preflight
 from trainer.rank import distributed_variables, run_rank
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder, find_run
+from trainer.run_folder import RunFolder, find_run, makes_no_progress
 from trainer.signals import StopFlag
 
 
@@ -56,7 +57,8 @@ def start(stop: StopFlag, arguments: list[str] | None = None) -> int:
         _note_start(recipe)
     code = verdict.code
     if not verdict.bad:
-        code = run_rank(recipe, stop, despite_no_progress=options.despite_no_progress)
+        # The job's own starts alone count: before it was submitted a person has looked at the others.
+        code = run_rank(recipe, stop, despite_no_progress=not _makes_no_progress(RunFolder(Path(recipe.run))))
     return ExitCode.DONE if code == ExitCode.REQUEUE else code
 
 
@@ -66,6 +68,11 @@ def of_srun(environment: Mapping[str, str]) -> dict[str, str]:
     """
     srun = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
     return {name: environment[theirs] for name, theirs in srun.items() if theirs in environment}
+
+
+def _makes_no_progress(run: RunFolder) -> bool:
+    began = JobFolder.of_run(run.path).began(int(os.environ["SLURM_JOB_ID"]))
+    return makes_no_progress(run, committed_step(run), began)
 
 
 def _note_start(recipe: StageRecipe) -> None:
@@ -78,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slurm.rank")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--despite-no-progress", action="store_true")
     # Not asked of scontrol: there is none in a container.
     parser.add_argument("--nodes", required=True, help="all nodes of the job, in Slurm's order")
     limits = parser.add_argument_group("preflight: a node counts as bad below (above) these")

@@ -241,7 +241,7 @@ def take_start(run: RunFolder, committed_step: int, ranks: int, despite_no_progr
         raise NoProgress(
             f"{run.path} was started {STARTS_WITHOUT_PROGRESS} times and never got past step "
             f"{committed_step}. Look at the ends of {run.logs}/rank-*.log; when the cause is mended, add "
-            "--despite-no-progress."
+            "--despite-no-progress (`bitdance submit` begins a new count)."
         )
     record = {"time": time.time(), "host": platform.node(), "step": committed_step, "ranks": ranks}
     number = latest_start(run)
@@ -269,11 +269,15 @@ def note_refusal(run: RunFolder, number: int, code: ExitCode) -> None:
         json.dump({**json.loads(path.read_text()), "refused": int(code)}, file)
 
 
-def makes_no_progress(run: RunFolder, committed_step: int) -> bool:
+def makes_no_progress(run: RunFolder, committed_step: int, since: float = 0.0) -> bool:
     """Whether the last `STARTS_WITHOUT_PROGRESS` starts, but refused ones, began at the step where one more
     would begin.
+
+    Args:
+        since: seconds since 1970; starts before then do not count.
     """
-    stuck = [start for start in starts_of(run) if "refused" not in start][-STARTS_WITHOUT_PROGRESS:]
+    counted = [s for s in starts_of(run) if "refused" not in s and s.get("time", 0.0) >= since]
+    stuck = counted[-STARTS_WITHOUT_PROGRESS:]
     return len(stuck) == STARTS_WITHOUT_PROGRESS and all(s.get("step") == committed_step for s in stuck)
 
 

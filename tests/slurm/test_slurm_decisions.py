@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import DataError, ExitCode
-from slurm import follow, states
+from slurm import follow, start, states
 from slurm.after import BAD_NODE, Decision, Start, decide, run_of, this_start, traces_of
 from slurm.checks import gpus_of, node_range, seconds_of
 from slurm.controller import fields
@@ -101,8 +101,25 @@ def test_three_starts_without_progress_are_the_last(tmp_path: Path) -> None:
     run.starts.mkdir()
     for _ in range(3):
         assert end(tmp_path, 137).again
+        JobFolder.of_run(tmp_path).note("start", 7)
         take_start(run, 0, 2)
     assert not end(tmp_path, 137).again
+
+
+def test_a_new_job_counts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three starts of job 7 that came no further, by its ends and by the run's starts."""
+    run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
+    run.starts.mkdir()
+    for job in (7, 8):
+        monkeypatch.setenv("SLURM_JOB_ID", str(job))
+        for restart in range(3):
+            history.note("start", job)
+            assert not start._makes_no_progress(run)
+            take_start(run, 0, 2, despite_no_progress=True)
+            decision = decide(Start(job, restart, "n1", 137), "", run, history)
+            assert decision.again is (restart < 2)
+            history.note("end", job, code=137, step=0)
+        assert start._makes_no_progress(run)
 
 
 def test_a_job_that_slurm_holds_is_told_with_what_lets_it_go(

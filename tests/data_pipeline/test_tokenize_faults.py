@@ -1,6 +1,5 @@
 """A full disk, a place that cannot be written, bad inputs, two real workers with the same tasks."""
 
-import errno
 import multiprocessing
 import os
 import re
@@ -18,7 +17,6 @@ from data_pipeline.ingest.storage import StoreUnreachable
 from data_pipeline.store import PlaceUnusable
 from data_pipeline.tokenize import run as run_module
 from data_pipeline.tokenize.run import Slice, parse_slice, run_tokenize
-from data_pipeline.tokenize.task import TaskRunner
 from foundation.errors import DataError, RecipeError
 from foundation.ownership import FolderTaken
 
@@ -215,15 +213,3 @@ def test_two_jobs_at_the_same_time_make_one_dataset(made, tmp_path):
 def test_slices_that_are_none_are_refused(text):
     with pytest.raises(RecipeError, match="expected I/N"):
         parse_slice(text)
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_a_file_system_that_fails_for_a_while_fails_no_task(made, tmp_path, monkeypatch, number):
-    def failing(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(TaskRunner, "run", failing)
-    with pytest.raises(StoreUnreachable, match=r"00000\.tar: .*; the same command goes on") as error:
-        run_tokenize(tokenize_recipe(made, output=str(tmp_path / "latents")))
-    assert error.value.exit_code == 75
-    assert not (tmp_path / "latents" / "failed").exists()

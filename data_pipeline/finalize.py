@@ -26,7 +26,6 @@ from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.decoding import HASH_DEFINITION
 from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan
 from data_pipeline.tokenize.marker import (
-    CHANGED,
     Marker,
     changed_files,
     counts_in_words,
@@ -137,9 +136,10 @@ def _check_tables(folder: DatasetFolder, plan: Plan, markers: dict[int, Marker])
     problems = Problems()
     for number in track(sorted(markers), "Checking the tasks' tables"):
         if changed := changed_files(folder.store, folder.task(number), markers[number]):
-            folder.note_damage(number, plan.shards[number], f"{', '.join(changed)}: {CHANGED}")
-        for name in changed:
-            problems.add(folder.address(name), CHANGED)
+            said = "; ".join(f"{name}: {what}" for name, what in changed.items())
+            folder.note_damage(number, plan.shards[number], said)
+        for name, what in changed.items():
+            problems.add(folder.address(name), what)
     mend = "`bitdance data tokenize` with its recipe makes bad tasks anew"
     problems.raise_if_any(DataError, f"{folder.root} cannot be finished; {mend}")
 

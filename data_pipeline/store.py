@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.ingest.storage import is_remote, reaching, remote_files
-from foundation.errors import ExitCode, UserError
+from foundation.errors import DataError, ExitCode, UserError
 from foundation.files import atomic_write, commit_folder
 from foundation.partials import PARTIAL_SUFFIX, final_of, partial_path
 
@@ -53,6 +53,11 @@ def writing_to(place: str | Path) -> Iterator[None]:
         ) from None
 
 
+def not_readable(error: OSError) -> str:
+    """What is said of a file that is there, and that its disk does not give."""
+    return f"cannot be read: {error.strerror}"
+
+
 def _number_by_rust(error: Exception) -> int | None:
     """Libraries in Rust (tokenizers, safetensors) raise no OSError, but name its number at the end."""
     found = re.search(r"\(os error (\d+)\)", str(error))
@@ -69,8 +74,16 @@ class Store(ABC):
         return f"{self.root}/{name}"
 
     @abstractmethod
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Content of those of the files that exist."""
+    def read_many(self, names: Sequence[str], unreadable: dict[str, str] | None = None) -> dict[str, bytes]:
+        """Content of those of the files that exist.
+
+        Args:
+            names: of the files.
+            unreadable: gets name -> reason of files that their disk does not give.
+
+        Raises:
+            DataError: there is such a file, and no `unreadable`.
+        """
 
     def read(self, name: str) -> bytes | None:
         """A file's content; None where it does not exist."""
@@ -117,13 +130,18 @@ class FolderStore(Store):
         self.path = Path(root)
         self.root = str(root)
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+    def read_many(self, names: Sequence[str], unreadable: dict[str, str] | None = None) -> dict[str, bytes]:
         found = {}
         for name in names:
             try:
                 found[name] = (self.path / name).read_bytes()
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            except OSError as error:
+                reason = not_readable(error)
+                if unreadable is None:
+                    raise DataError(f"{self.address(name)} {reason}; look at its disk") from error
+                unreadable[name] = reason
         return found
 
     def write(self, name: str, data: bytes) -> None:
@@ -172,7 +190,7 @@ class S3Store(Store):
     def _client(self) -> Any:
         return remote_files(listings_cached=False)
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+    def read_many(self, names: Sequence[str], unreadable: dict[str, str] | None = None) -> dict[str, bytes]:
         with reaching(self.root):
             keys = {self.address(name).removeprefix("s3://"): name for name in names}
             found = self._client.cat(list(keys), on_error="return", recursive=False) if keys else {}

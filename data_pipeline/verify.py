@@ -22,7 +22,7 @@ from data_pipeline.ingest.storage import StoreUnreachable, is_remote, open_strea
 from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, Manifest, parse_manifest
 from data_pipeline.recipe_folder import RECORD_NAME
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord, unpack_bits
-from data_pipeline.store import PlaceUnusable, writing_to
+from data_pipeline.store import PlaceUnusable, not_readable, writing_to
 from data_pipeline.tokenize.folder import PLAN_NAME, TASKS, DatasetFolder, Plan
 from data_pipeline.tokenize.marker import CHANGED, DONE_NAME, SHARD_SUFFIX, changed_files
 from foundation.errors import DataError, Problems
@@ -105,6 +105,9 @@ def _check_file(address: str, size: int, sha256: str, problems: Problems) -> boo
     except DataError:
         problems.add(address, "is missing")
         return False
+    except OSError as error:
+        problems.add(address, not_readable(error))
+        return False
     if read != size:
         problems.add(address, f"has {read:,} bytes, expected {size:,}")
     elif found != sha256:
@@ -144,7 +147,8 @@ def _check_tasks(
 ) -> None:
     """Each task's marker against manifest and index, and its small files; its shards come afterwards."""
     numbers = [number for number in range(manifest.tasks) if number not in set(manifest.given_up)]
-    markers = folder.claims(numbers)
+    unreadable = dict[str, str]()
+    markers = folder.claims(numbers, unreadable)
     indexed: dict[str, dict[str, str]] = defaultdict(dict)
     for shard in shards:
         raw = shard["raw_data"]
@@ -153,8 +157,8 @@ def _check_tasks(
         marker, task, problems = markers.get(number), folder.task(number), tasks[number]
         address = folder.address(task)
         if marker is None:
-            marker_address = folder.address(f"{task}/{DONE_NAME}")
-            problems.add(marker_address, "is missing or damaged")
+            name = f"{task}/{DONE_NAME}"
+            problems.add(folder.address(name), unreadable.get(name, "is missing or damaged"))
             continue
         files = {f"{task}/{name}": entry["sha256"] for name, entry in marker["files"].items()}
         if marker["shard"] != plan.shards[number].label:
@@ -165,8 +169,8 @@ def _check_tasks(
             problems.add(address, "another text tokenizer counted its captions")
         if {name: digest for name, digest in files.items() if name.endswith(SHARD_SUFFIX)} != indexed[task]:
             problems.add(address, "its marker has other shards than the dataset's index")
-        for name in changed_files(folder.store, task, marker):
-            problems.add(folder.address(name), CHANGED)
+        for name, what in changed_files(folder.store, task, marker).items():
+            problems.add(folder.address(name), what)
 
 
 def _class_of(manifest: Manifest, shard: int) -> ClassManifest:

@@ -153,12 +153,13 @@ class DatasetFolder:
     def markers(self, numbers: Sequence[int]) -> dict[int, Marker]:
         """Markers of those of the tasks that are done: whole by size, and not known to be damaged."""
         damaged = self.damaged()
-        return {n: marker for n, marker in self._whole(numbers).items() if n not in damaged}
+        return self._whole([number for number in numbers if number not in damaged])
 
-    def claims(self, numbers: Sequence[int]) -> dict[int, Marker]:
-        """The markers that are there, whatever became of the other files since."""
+    def claims(self, numbers: Sequence[int], unreadable: dict[str, str] | None = None) -> dict[int, Marker]:
+        """The markers that are there, whatever became of the other files since; see `Store.read_many`."""
         names = {f"{self.task(number)}/{DONE_NAME}": number for number in numbers}
-        found = {names[name]: parse_marker(text) for name, text in self.store.read_many(list(names)).items()}
+        contents = self.store.read_many(list(names), unreadable)
+        found = {names[name]: parse_marker(text) for name, text in contents.items()}
         return {number: marker for number, marker in found.items() if marker is not None}
 
     def _whole(self, numbers: Sequence[int]) -> dict[int, Marker]:

@@ -47,8 +47,8 @@ def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def changed_files(store: Store, task: str, marker: Marker) -> list[str]:
-    """Names of those of a task's files, its shards aside, that are not what the marker says.
+def changed_files(store: Store, task: str, marker: Marker) -> dict[str, str]:
+    """Those of a task's files, its shards aside, that are not what the marker says: name -> what they are.
 
     Args:
         store: of the dataset.
@@ -60,8 +60,10 @@ def changed_files(store: Store, task: str, marker: Marker) -> list[str]:
         for name, entry in marker["files"].items()
         if not name.endswith(SHARD_SUFFIX)
     }
-    found = {name: hashlib.sha256(data).hexdigest() for name, data in store.read_many(list(expected)).items()}
-    return [name for name, digest in expected.items() if found.get(name) != digest]
+    bad = dict[str, str]()
+    contents = store.read_many(list(expected), bad)
+    found = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    return {name: bad.get(name, CHANGED) for name, digest in expected.items() if found.get(name) != digest}
 
 
 def some_of(numbers: Sequence[int]) -> str:

@@ -107,6 +107,27 @@ def test_any_byte_of_a_tasks_small_files_is_found_by_verify_and_finalize(made, l
     verify_dataset(latents, deep=True)
 
 
+def test_a_file_that_the_disk_does_not_give_is_a_problem_of_its_task(made, latents):
+    # The first byte of that file cannot be read: EIO, as of a bad disk.
+    tasks, failing = latents / "tasks", "/proc/self/mem"
+    before = tree(latents)
+    for name in ("00000/quarantine.jsonl", "00001/done.json", "00002/32/shard.00000.mds"):
+        (tasks / name).unlink()
+        (tasks / name).symlink_to(failing)
+    for look in (read_status, lambda folder: run_tokenize(tokenize_recipe(made))):
+        with pytest.raises(DataError, match=r"00001/done\.json cannot be read: Input/output error"):
+            look(latents)
+    (tasks / "00002/64/shard.00000.mds").unlink()
+    (tasks / "00002/64/shard.00000.mds").mkdir()
+    with pytest.raises(DataError, match=r"anew \(4 problems\)") as error:
+        verify_dataset(latents)
+    assert str(error.value).count("cannot be read: Input/output error") == 3
+    assert "00002/64/shard.00000.mds: cannot be read: Is a directory" in str(error.value)
+    assert sorted(read_status(latents).damaged) == [0, 1, 2]
+    run_tokenize(tokenize_recipe(made))
+    assert tree(latents) == before
+
+
 @pytest.mark.parametrize("name", ["recipe.json", "plan.json"])
 def test_another_recipe_or_plan_than_the_datasets_is_named(latents, name):
     path = latents / name

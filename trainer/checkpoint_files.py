@@ -119,7 +119,7 @@ def remove_partials(run: RunFolder) -> None:
     half-removed: a `step-N` without a manifest.
     """
     for folder in run.checkpoints.glob("step-*"):
-        half_removed = _step(folder) is not None and not (folder / MANIFEST).exists()
+        half_removed = step_of(folder) is not None and not (folder / MANIFEST).exists()
         if half_removed or ".partial-" in folder.name:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -156,7 +156,7 @@ def damaged(run: RunFolder) -> list[Path]:
 
 def committed(run: RunFolder) -> list[tuple[int, Path]]:
     """(step, folder) of all checkpoints that have a manifest, newest first; not verified."""
-    steps = [(_step(folder), folder) for folder in run.checkpoints.glob("step-*")]
+    steps = [(step_of(folder), folder) for folder in run.checkpoints.glob("step-*")]
     found = [(step, folder) for step, folder in steps if step is not None and (folder / MANIFEST).exists()]
     return sorted(found, reverse=True)
 
@@ -263,7 +263,7 @@ def superseded(steps: Collection[int], keep_last: int, keep_every: int | None) -
     return [step for step in oldest_first if step not in kept]
 
 
-def _step(folder: Path) -> int | None:
+def step_of(folder: Path) -> int | None:
     """The step of a folder that has the name of a checkpoint."""
     match = re.fullmatch(r"step-(\d+)", folder.name)
     return int(match[1]) if match else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ from data_pipeline.ingest.storage import StoreUnreachable, is_remote, reaching, 
 from data_pipeline.store import writing_to
 from foundation.errors import UserError
 from foundation.progress import say
-from trainer.checkpoint_files import MANIFEST, parse_manifest, refuse_other_run, superseded
+from trainer.checkpoint_files import MANIFEST, parse_manifest, refuse_other_run, step_of, superseded
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.run_folder import RunFolder
@@ -65,6 +65,9 @@ class RemoteStore:
     def upload(self, folder: Path) -> None:
         """Copy a committed checkpoint, its manifest last, then remove the copies that are not kept.
 
+        What uploads that were cut short have left is removed first: none is under way but this one, or one of
+        a start that has been replaced.
+
         Copies of later steps stay, and hold no place among the newest: they are damaged, or the run would not
         have been resumed from an earlier step.
 
@@ -75,16 +78,16 @@ class RemoteStore:
         """
         with reaching(str(self.address)):
             filesystem, root = _open(str(self.address))
+            begun = _numbers(filesystem.glob(f"{root}/step-*"))
             steps = _steps(filesystem, root)
             for there in steps[:1]:
                 self._refuse_other_run(filesystem, root, there)
             step = int(folder.name.removeprefix("step-"))
             if step in steps:
                 _remove(filesystem, f"{root}/{folder.name}")
-            filesystem.makedirs(f"{root}/{folder.name}", exist_ok=True)
-            names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
-            for name in [*names, MANIFEST]:
-                filesystem.put_file(str(folder / name), f"{root}/{folder.name}/{name}")
+            for cut_short in begun - set(steps):
+                filesystem.rm(f"{root}/step-{cut_short}", recursive=True)
+            _put(filesystem, folder, f"{root}/{folder.name}")
             up_to_here = {step, *(there for there in steps if there < step)}
             for old in superseded(up_to_here, self._section.keep_last, self._section.keep_every):
                 _remove(filesystem, f"{root}/step-{old}")
@@ -158,8 +161,25 @@ def _open(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _steps(filesystem: fsspec.AbstractFileSystem, root: str) -> list[int]:
     """Steps of the copies that are whole, newest first."""
-    found = filesystem.glob(f"{root}/step-*/{MANIFEST}")
-    return sorted((int(path.split("/")[-2].removeprefix("step-")) for path in found), reverse=True)
+    manifests = filesystem.glob(f"{root}/step-*/{MANIFEST}")
+    return sorted(_numbers(path.removesuffix(f"/{MANIFEST}") for path in manifests), reverse=True)
+
+
+def _numbers(paths: Iterable[str]) -> set[int]:
+    """Steps of the folders that have the name of a checkpoint; others are a person's own."""
+    return {step for path in paths if (step := step_of(Path(path))) is not None}
+
+
+def _put(filesystem: fsspec.AbstractFileSystem, folder: Path, copy: str) -> None:
+    """Manifest last, and only where all else is there: a start that replaced this one may have cleared up."""
+    filesystem.makedirs(copy, exist_ok=True)
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != MANIFEST}
+    for name in sorted(sizes):
+        filesystem.put_file(str(folder / name), f"{copy}/{name}")
+    there = filesystem.find(copy, detail=True).values()
+    if {file["name"].split("/")[-1]: file["size"] for file in there} != sizes:
+        raise OSError(f"{copy} was changed by someone else while it was written")
+    filesystem.put_file(str(folder / MANIFEST), f"{copy}/{MANIFEST}")
 
 
 def _remove(filesystem: fsspec.AbstractFileSystem, copy: str) -> None:

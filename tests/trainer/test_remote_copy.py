@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import s3fs
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
 from data_pipeline.ingest.storage import StoreUnreachable
 from foundation.errors import DataError, ExitCode
@@ -199,6 +200,42 @@ def test_copies_are_kept_as_the_checkpoints_are(tmp_path: Path, remote: Path) ->
     saver.close()
     assert copies(remote) == ["step-12", "step-31", "step-33"]
     assert [step for step, _ in committed(run)] == [33, 31, 12]
+
+
+def test_uploads_cut_short_are_cleared_up_by_the_next(tmp_path: Path, remote: Path) -> None:
+    run = new_run(tmp_path / "run")
+    for name in ("step-3", "step-5", "step-9"):
+        (remote / "run" / name).mkdir(parents=True)
+        (remote / "run" / name / "__7_0.distcp").write_bytes(b"of eight ranks")
+    (remote / "run" / "step-3.mine").mkdir()
+    (remote / "run" / "step-3.mine" / MANIFEST).write_text("{}")
+    saver = checkpoints(run, f"file://{remote}", keep_last=2)
+    save_and_copy(saver, 4, 5)
+    saver.close()
+    assert copies(remote) == ["step-3.mine", "step-4", "step-5"]
+    here = {path.name: path.read_bytes() for path in (run.checkpoints / "step-5").iterdir()}
+    assert {path.name: path.read_bytes() for path in (remote / "run" / "step-5").iterdir()} == here
+
+
+def test_an_upload_that_was_cleared_up_meanwhile_gets_no_manifest(
+    tmp_path: Path, remote: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put = LocalFileSystem.put_file
+
+    def slowly(store: LocalFileSystem, here: str, there: str) -> None:
+        put(store, here, there)
+        if here.endswith("/.metadata"):  # the first file
+            Path(there).unlink()  # by a start that has replaced this one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "put_file", slowly)
+        saver = checkpoints(new_run(tmp_path / "run"), f"file://{remote}")
+        save_and_copy(saver, 4)
+    assert "THE COPY OF step-4 TO" in capsys.readouterr().out
+    assert saver._copies.store.steps() == []
+    save_and_copy(saver, 5)
+    saver.close()
+    assert copies(remote) == ["step-5"]
 
 
 def test_a_run_whose_copies_are_all_damaged_does_not_begin_again(tmp_path: Path, remote: Path) -> None:

@@ -18,6 +18,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from data_pipeline.ingest.storage import StoreUnreachable
+from data_pipeline.store import PlaceUnusable, writing_to
 from data_pipeline.streaming_import import CloudDownloader, get_hash, get_hashes
 from foundation.errors import DataError
 
@@ -54,7 +56,9 @@ class ShardCache:
             hashes: algorithm -> hex digest; one that is known here is checked.
 
         Raises:
-            DataError: it cannot be had, or is not what it should be, after several attempts.
+            DataError: it is not there, or is not what it should be, after several attempts.
+            PlaceUnusable: the cache's disk is full.
+            StoreUnreachable: the store does not answer, after several attempts, or does not let us in.
         """
         # Named by its content: a dataset that was made anew under the same address does not meet its old
         # copies.
@@ -63,32 +67,45 @@ class ShardCache:
         if size is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)  # for the next eviction: used now
-                return path
+                if _has_bytes(path, size):
+                    return path
         with self._lock(f"file-{zlib.crc32(name.encode()) % _LOCKS}"):
-            if size is None or not path.is_file():  # else another process fetched it meanwhile
+            if size is None or not _has_bytes(path, size):  # else another process fetched it meanwhile
                 self._make_room(size or 0)
                 self._download(f"{self.remote}/{name}", path, size, hashes or {})
         return path
 
     def _download(self, source: str, path: Path, size: int | None, hashes: Mapping[str, str]) -> None:
         partial = path.with_name(path.name + _PARTIAL)
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                time.sleep(2 ** (attempt - 1))
-            partial.unlink(
-                missing_ok=True
-            )  # what a killed process has left: the downloader would take it as done
-            try:
-                self._downloader().download(source, str(partial), _TIMEOUT)
-                problem = _difference(partial, size, hashes)
-            except Exception as error:  # noqa: BLE001  (each store's client has errors of its own)
-                problem = f"{type(error).__name__}: {error}"
-                if _is_missing(error):
-                    break
-            if not problem:
-                os.replace(partial, path)
-                return
-        partial.unlink(missing_ok=True)
+        try:
+            for attempt in range(_ATTEMPTS):
+                if attempt:
+                    time.sleep(2 ** (attempt - 1))
+                # What a killed process has left: the downloader would take it as done.
+                partial.unlink(missing_ok=True)
+                problem, failure = "", ""
+                try:
+                    with writing_to(self.folder):
+                        self._downloader().download(source, str(partial), _TIMEOUT)
+                        problem = _difference(partial, size, hashes)
+                        if not problem:
+                            _move_written(partial, path)
+                            return
+                except PlaceUnusable:
+                    raise
+                except Exception as error:  # noqa: BLE001  (each store's client has errors of its own)
+                    if _is_missing(error):
+                        raise DataError(f"{source} cannot be read: there is no such file") from None
+                    failure = type(error).__name__  # its words may quote a request with its signature
+                    if _code(error) == "403":
+                        break
+        finally:
+            partial.unlink(missing_ok=True)
+        if failure:
+            raise StoreUnreachable(
+                f"{source} cannot be reached ({failure}); look at its address and your keys. "
+                "The same command goes on from here"
+            )
         raise DataError(f"{source} cannot be read: {problem}")
 
     def _downloader(self) -> CloudDownloader:
@@ -143,8 +160,28 @@ def _difference(path: Path, size: int | None, hashes: Mapping[str, str]) -> str:
     return ""
 
 
+def _has_bytes(path: Path, size: int) -> bool:
+    """Whether a copy is there, and not cut by whatever befell the disk."""
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def _move_written(partial: Path, path: Path) -> None:
+    """A rename that outlives the machine's power: else the name may come back without the bytes."""
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
 def _is_missing(error: Exception) -> bool:
     """Whether the store has said that there is no such file: asking again will not help."""
+    return isinstance(error, FileNotFoundError) or _code(error) in ("404", "NoSuchKey", "NoSuchBucket")
+
+
+def _code(error: Exception) -> str | None:
+    """What the store has answered."""
     response = getattr(error, "response", None) or {}
-    code = response.get("Error", {}).get("Code")
-    return isinstance(error, FileNotFoundError) or code in ("404", "403", "NoSuchKey", "NoSuchBucket")
+    code: str | None = response.get("Error", {}).get("Code")
+    return code

@@ -1,5 +1,6 @@
 """Copies of a remote dataset: verified, shared by processes, bounded, and sound after a kill."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from latent_folder import GRIDS, latent_record, write_latent_folder
 import data_pipeline.shard_cache as shard_cache
 from data_pipeline.latents import LatentDataset
 from data_pipeline.shard_cache import ShardCache
-from foundation.errors import DataError
+from foundation.errors import DataError, ExitCode, UserError
 
 COUNT = 200
 
@@ -122,6 +123,38 @@ def test_a_store_that_fails_for_a_while_is_asked_again(
 
     monkeypatch.setattr(ShardCache, "_downloader", flaky)
     assert LatentDataset(str(remote), str(tmp_path)).record(128, 3) == latent_record(128, 3, GRIDS[128])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConnectionError("Signature=quoted"), ExitCode.REQUEUE, r"mds cannot be reached \(ConnectionError\)"),
+        (OSError(errno.ENOSPC, "No space left on device"), ExitCode.RECIPE, "No space left on device"),
+        (FileNotFoundError("gone"), ExitCode.DATA, "mds cannot be read: there is no such file"),
+    ],
+    ids=["away", "full disk", "missing"],
+)
+def test_who_is_to_blame_decides_the_exit_code(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: ExitCode, said: str
+) -> None:
+    class Failing:
+        def download(self, *_: object) -> None:
+            raise error
+
+    dataset = LatentDataset(str(remote), str(tmp_path))
+    monkeypatch.setattr(ShardCache, "_downloader", lambda self: Failing())
+    with pytest.raises(UserError, match=said) as caught:
+        dataset.record(128, 0)
+    assert caught.value.exit_code == code and "Signature" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_copy_that_was_cut_is_fetched_again(remote: Path, tmp_path: Path) -> None:
+    """As after a node's crash: renamed, and never written out."""
+    LatentDataset(str(remote), str(tmp_path)).record(128, 0)
+    for path in (*copies(tmp_path), *tmp_path.glob("*/files/*.npy")):
+        path.write_bytes(path.read_bytes()[:9])
+    assert LatentDataset(str(remote), str(tmp_path)).record(128, 0) == latent_record(128, 0, GRIDS[128])
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def _together(reports: list[Report], limits: Limits) -> str:
         dist.destroy_process_group()
     memory = min(r.measured["memory_gb"] for r in reports if "memory_gb" in r.measured)
     disk = min(r.measured["disk_gb"] for r in reports if "disk_gb" in r.measured)
-    return f"memory >= {memory:.0f} GB, disk >= {disk:.0f} GB, all-reduce {bandwidth:.2f} GB/s"
+    return f"memory >= {memory:.0f} GB, disk >= {disk:.0f} GB, {bandwidth}"
 
 
 def _leave_together(store: object, rank: int, ranks: int) -> None:

@@ -31,7 +31,8 @@ def started_as_rank(environment: Mapping[str, str]) -> bool:
 
 
 def launch(recipe: StageRecipe, arguments: list[str]) -> ExitCode:
-    """Run `world.processes` ranks until all have ended; the run folder must hold the resolved recipe.
+    """Run `world.processes` ranks until all have ended; the run folder must hold the resolved recipe, and
+    this process the folder.
 
     A signal to stop is passed on, and the ranks save; a second one ends them at once. When one rank fails the
     others are ended too, since they would wait for it for ever.
@@ -48,15 +49,17 @@ def launch(recipe: StageRecipe, arguments: list[str]) -> ExitCode:
     signals = _Signals(ranks)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     failed_at: float | None = None
-    while None in (codes := [rank.poll() for rank in ranks]):
+    ends: dict[int, int] = {}
+    while len(ends) < len(ranks):
         time.sleep(0.05)
         signals.tell()
-        if failed_at is None and any(code not in (None, ExitCode.DONE, ExitCode.REQUEUE) for code in codes):
+        ends |= _new_ends(ranks, ends)
+        if failed_at is None and _first_fault(ends) is not None:
             failed_at = time.monotonic()
         if signals.impatient or (failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS):
             for rank in ranks:
                 rank.kill()
-    return _verdict([rank.returncode for rank in ranks], run)
+    return _verdict(ends, run)
 
 
 def _start_rank(recipe: StageRecipe, rank: int, port: int, arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -99,22 +102,39 @@ class _Signals:
             )
 
 
-def _verdict(codes: list[int], run: RunFolder) -> ExitCode:
+def _new_ends(ranks: list[subprocess.Popen[bytes]], known: dict[int, int]) -> dict[int, int]:
+    """Exit codes, by rank, of those that have ended since; a kill before what other ranks make of it."""
+    found = {rank: process.poll() for rank, process in enumerate(ranks) if rank not in known}
+    ends = ((rank, code) for rank, code in found.items() if code is not None)
+    return dict(sorted(ends, key=lambda end: end[1] >= 0))
+
+
+def _first_fault(ends: dict[int, int]) -> int | None:
+    """The rank that was the first to end in another way than done or saved."""
+    return next((rank for rank, code in ends.items() if code not in (ExitCode.DONE, ExitCode.REQUEUE)), None)
+
+
+def _verdict(ends: dict[int, int], run: RunFolder) -> ExitCode:
     """One exit code for all ranks: the recipe's or the data's fault before ours, and any fault before
-    success.
+    success. Of other faults the first counts: a rank that was killed takes the others' connections with it,
+    and they end with errors that are not theirs.
+
+    Args:
+        ends: exit codes (negative: a signal's number) by rank, in the order of the ends.
     """
-    for code in (ExitCode.RECIPE, ExitCode.DATA, ExitCode.BUG):
-        if code in codes:
+    for code in (ExitCode.RECIPE, ExitCode.DATA):
+        if code in ends.values():
             return code
-    killed = {rank: -code for rank, code in enumerate(codes) if code < 0}
-    for rank, number in killed.items():
-        _say_if_heard(
-            f"Rank {rank} was ended by {signal.Signals(number).name}. Its log is "
-            f"{run.logs}/rank-{rank}.log; the same command goes on from the last checkpoint."
-        )
-    if killed or ExitCode.REQUEUE in codes:
-        return ExitCode.REQUEUE
-    return ExitCode.DONE if all(code == ExitCode.DONE for code in codes) else ExitCode.BUG
+    first = _first_fault(ends)
+    if first is None:
+        return ExitCode.REQUEUE if ExitCode.REQUEUE in ends.values() else ExitCode.DONE
+    if ends[first] > 0:
+        return ExitCode.BUG
+    _say_if_heard(
+        f"Rank {first} was ended by {signal.Signals(-ends[first]).name}. Its log is "
+        f"{run.logs}/rank-{first}.log; the same command goes on from the last checkpoint."
+    )
+    return ExitCode.REQUEUE
 
 
 def _say_if_heard(message: str) -> None:

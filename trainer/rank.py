@@ -28,6 +28,8 @@ from trainer.run_folder import RunFolder, claimed, note_refusal, take_start
 from trainer.signals import STOP_SIGNALS, StopFlag
 from trainer.terminal import Terminal
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
 
 class OtherRanksFault(UserError):
     """Another rank has told why this start ends; there is nothing to add."""
@@ -104,9 +106,17 @@ def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> 
     except Exception as error:  # noqa: BLE001  (the last resort: whatever it is, it is logged and has an exit code)
         traceback.print_exc()
         sys.stderr.flush()
-        terminal.complain(f"rank {rank} failed: {error!r}. The traceback is in {run.logs}/rank-{rank}.log")
+        what = "has lost another rank" if lost_another(error) else f"failed: {error!r}"
+        terminal.complain(f"rank {rank} {what}. The traceback is in {run.logs}/rank-{rank}.log")
         # Not a return: threads and collectives of a broken rank may never end.
         os._exit(ExitCode.BUG)
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether this is what a rank meets in a collective when another one's process is gone: gloo's and NCCL's
+    words, since their exceptions have no kinds.
+    """
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
 
 
 def _train(

@@ -1,32 +1,71 @@
 import os
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from small_stage import write_recipe
 
+import trainer.launch
 from foundation.errors import ExitCode, RecipeError
-from trainer.launch import _Signals, _verdict, started_as_rank
-from trainer.rank import distributed_variables
+from foundation.recipes import load_recipe
+from trainer.launch import _Signals, _verdict, launch, started_as_rank
+from trainer.rank import distributed_variables, lost_another
+from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
 from trainer.signals import STOP_SIGNALS
 
 
 @pytest.mark.parametrize(
-    ("codes", "verdict"),
-    [
-        ([0, 0], ExitCode.DONE),
-        ([75, 75], ExitCode.REQUEUE),
-        ([78, -9], ExitCode.RECIPE),
-        ([65, 70], ExitCode.DATA),
-        ([70, -15], ExitCode.BUG),
-        ([-9, 0], ExitCode.REQUEUE),
-        ([3, 0], ExitCode.BUG),
+    ("ends", "verdict"),
+    [  # by rank, in the order in which they ended
+        ({0: 0, 1: 0}, ExitCode.DONE),
+        ({0: 75, 1: 75}, ExitCode.REQUEUE),
+        ({0: 78, 1: -9}, ExitCode.RECIPE),
+        ({1: -9, 0: 78}, ExitCode.RECIPE),
+        ({0: 65, 1: 70}, ExitCode.DATA),
+        ({0: 70, 1: -15}, ExitCode.BUG),
+        ({0: 70, 1: -9}, ExitCode.BUG),
+        ({1: -9, 0: 70}, ExitCode.REQUEUE),
+        ({2: 75, 1: -9, 0: 70, 3: -9}, ExitCode.REQUEUE),
+        ({0: -9, 1: 0}, ExitCode.REQUEUE),
+        ({0: 3, 1: 0}, ExitCode.BUG),
+        ({1: 0, 0: 3}, ExitCode.BUG),
     ],
 )
-def test_one_exit_code_for_all_ranks(tmp_path: object, codes: list[int], verdict: ExitCode) -> None:
-    assert _verdict(codes, RunFolder(tmp_path)) == verdict  # type: ignore[arg-type]
+def test_one_exit_code_for_all_ranks(tmp_path: Path, ends: dict[int, int], verdict: ExitCode) -> None:
+    assert _verdict(ends, RunFolder(tmp_path)) == verdict
+
+
+def ends_of_ranks(recipe: StageRecipe, monkeypatch: pytest.MonkeyPatch, *scripts: str) -> ExitCode:
+    """`launch` with shell scripts for ranks."""
+    monkeypatch.setattr(
+        trainer.launch, "_start_rank", lambda _, rank, *rest: subprocess.Popen(["sh", "-c", scripts[rank]])
+    )
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        return launch(recipe, [])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_rank_that_is_killed_is_no_bug_of_those_that_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(StageRecipe, write_recipe(tmp_path, world__processes=2))
+    assert ends_of_ranks(recipe, monkeypatch, "sleep 0.2; exit 70", "kill -9 $$") == ExitCode.REQUEUE
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Rank 1 was ended by SIGKILL") and "rank-1.log; the same command goes on" in line
+    assert ends_of_ranks(recipe, monkeypatch, "exit 70", "sleep 0.2; kill -9 $$") == ExitCode.BUG
+    assert capsys.readouterr().out == ""
+
+
+def test_a_lost_connection_is_told_from_a_rank_s_own_failure() -> None:
+    gloo = "[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:20869"
+    assert lost_another(RuntimeError(gloo)) and not lost_another(RuntimeError("shapes do not match"))
 
 
 def test_ranks_are_told_by_their_environment() -> None:
@@ -62,7 +101,7 @@ def test_a_standard_output_that_nobody_reads_does_not_end_the_launcher(
 ) -> None:
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        assert _verdict([-9, 75], RunFolder(tmp_path)) == ExitCode.REQUEUE
+        assert _verdict({0: -9, 1: 75}, RunFolder(tmp_path)) == ExitCode.REQUEUE
         assert sys.stdout is not full
         with suppress(OSError):
             full.close()

@@ -54,8 +54,11 @@ class MetricsLog:
         The file is replaced and not cut, so that a stale process that still has it open writes into the void.
         """
         kept = [line for line in read_metrics(self._path) if line["step"] < step]
-        with atomic_write(self._path) as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+        try:
+            with atomic_write(self._path) as file:
+                file.writelines(json.dumps(line) + "\n" for line in kept)
+        except OSError as error:
+            say(f"{self._path} still has steps from {step} on, which are done again: {error}")
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115
 
     def write(self, metrics: dict[str, Any]) -> None:
@@ -65,7 +68,8 @@ class MetricsLog:
         self._tell_wandb(lambda wandb: wandb.log(metrics))
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written is tried once more
+            self._file.close()
         self._tell_wandb(lambda wandb: wandb.finish())
 
     def _tell_wandb(self, tell: Callable[[Any], None]) -> None:

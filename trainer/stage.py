@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -240,15 +240,16 @@ class Stage:
             self.sampler.finish(self.checkpoints.newest)
 
     def close(self) -> None:
-        """Let go of threads and files; the process group stays."""
-        self.terminal.end_steps()
-        self.watchdog.stop()
-        self.loader.close()
-        if self.sampler is not None:
-            self.sampler.close()
-        if self.metrics is not None:
-            self.metrics.close()
-        self.checkpoints.close()
+        """Let go of threads and files, each also where another fails; the process group stays."""
+        with ExitStack() as steps:  # which takes the last first
+            steps.callback(self.checkpoints.close)
+            if self.metrics is not None:
+                steps.callback(self.metrics.close)
+            if self.sampler is not None:
+                steps.callback(self.sampler.close)
+            steps.callback(self.loader.close)
+            steps.callback(self.watchdog.stop)
+            steps.callback(self.terminal.end_steps)
 
     # --- inside ---------------------------------------------------------------------------------------------
 

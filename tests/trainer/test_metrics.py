@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_stage import write_recipe
@@ -13,6 +15,7 @@ from trainer import metrics
 from trainer.metrics import EventLog, MetricsLog, read_lines
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
+from trainer.stage import Stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,3 +166,42 @@ def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.events.symlink_to("/dev/full")
     EventLog(run, 1, writes=True).write("saved", step=1)
+
+
+def test_a_full_disk_turns_no_stop_into_a_failure(
+    tmp_path: Path, recipe: StageRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = RunFolder(tmp_path)
+    run.metrics.write_text('{"step": 0}\n{"step": 1}\n')
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics, "atomic_write", full)
+        MetricsLog(run, recipe, 1).close()
+    assert "metrics.jsonl still has steps from 1 on" in capsys.readouterr().out
+    run.metrics.unlink()
+    run.metrics.symlink_to("/dev/full")
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics, "atomic_write", full)
+        patched.setattr(metrics, "read_metrics", lambda path: [])  # it has no end
+        log = MetricsLog(run, recipe, 0)
+    log.write({"step": 0})
+    log.close()
+
+
+def test_what_cannot_be_closed_keeps_nothing_else_open() -> None:
+    closed: list[str] = []
+
+    def part(name: str) -> SimpleNamespace:
+        def close() -> None:
+            closed.append(name)
+            if name == "metrics":
+                raise OSError("disk")
+
+        return SimpleNamespace(close=close, stop=close, end_steps=close)
+
+    names = ["terminal", "watchdog", "loader", "sampler", "metrics", "checkpoints"]
+    with pytest.raises(OSError, match="disk"):
+        Stage.close(SimpleNamespace(**{name: part(name) for name in names}))  # type: ignore[arg-type]
+    assert closed == names

@@ -35,7 +35,7 @@ class SideSampler:
         self._process: subprocess.Popen[bytes] | None = None
         self._step = 0
         for left in run.samples.glob("*.partial"):  # of a start that was killed
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
         done = (path.name.removeprefix("step-") for path in run.samples.glob("step-*"))
         self._last = max((int(step) for step in done if step.isdecimal()), default=0)
 
@@ -64,10 +64,10 @@ class SideSampler:
 
     def _start(self, step: int) -> None:
         self._step = self._last = step
-        self._run.samples.mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
         command = [sys.executable, "-m", "trainer.sample_process", str(self._run.path), str(step)]
         try:
+            self._run.samples.mkdir(exist_ok=True)
             with open(self._run.logs / LOG, "ab") as log:
                 self._process = subprocess.Popen(
                     [*command, str(os.getpid())],
@@ -84,11 +84,18 @@ class SideSampler:
         if code is None:
             return
         if code == 0:
-            partial_pictures(self._run, self._step).rename(self._run.samples / f"step-{self._step}")
-            self._events.write("sampled", step=self._step)
+            self._publish()
         else:
             self._failed(f"its process ended with {code}")
         self._clear()
+
+    def _publish(self) -> None:
+        try:
+            partial_pictures(self._run, self._step).rename(self._run.samples / f"step-{self._step}")
+        except OSError as error:
+            self._failed(str(error))
+        else:
+            self._events.write("sampled", step=self._step)
 
     def _failed(self, problem: str) -> None:
         self._events.write("sampling_failed", step=self._step, problem=problem)

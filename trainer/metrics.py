@@ -127,7 +127,7 @@ def _start_wandb(run: RunFolder, recipe: StageRecipe) -> Any:
             if _wandb_reachable():
                 return begin("online")
             reason = "cannot be reached"
-        except wandb.Error as error:  # no login, a key that is not accepted, a server that does not answer
+        except Exception as error:  # noqa: BLE001  (no login, a key that is not accepted, a disk that is full, ...)
             reason = f"cannot be used ({error})"
         say(f"W&B {reason}: its metrics are kept offline (`wandb sync` sends them later)")
     try:

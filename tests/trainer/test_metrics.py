@@ -80,9 +80,11 @@ def test_a_wandb_that_does_not_start_is_done_without(
         raise OSError("no wandb-core")
 
     monkeypatch.setattr("wandb.init", broken)
-    offline = load_recipe(StageRecipe, write_recipe(tmp_path, metrics={"wandb": "offline"}))
-    MetricsLog(RunFolder(tmp_path), offline, 0).close()
-    assert "W&B does not start" in capsys.readouterr().out
+    monkeypatch.setattr(metrics, "_wandb_reachable", lambda: True)
+    for mode, said in (("offline", "W&B does not start"), ("online", "W&B cannot be used (no wandb-core)")):
+        recipe = load_recipe(StageRecipe, write_recipe(tmp_path, metrics={"wandb": mode}))
+        MetricsLog(RunFolder(tmp_path), recipe, 0).close()
+        assert said in capsys.readouterr().out
 
 
 def test_a_resume_drops_the_steps_that_are_done_again(tmp_path: Path, recipe: StageRecipe) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_pipeline.ingest.storage import StoreUnreachable, is_remote, reaching, remote_files
+from data_pipeline.ingest.storage import StoreUnreachable, file_version, is_remote, reaching, remote_files
 from data_pipeline.metadata.engine import explaining
 from data_pipeline.metadata.schema import SCORES, sql_cast, sql_text
 from data_pipeline.npy_stream import NpyStream
@@ -183,11 +183,13 @@ def _write_hashes(connection: duckdb.DuckDBPyConnection, keys: str, folder: Path
 
 
 def table_version(table: Path) -> str:
-    """Twelve hex digits that tell a local parquet file from another: of its size, its time, and its footer.
+    """Twelve hex digits that tell a local parquet file from another: of its content (`storage.file_version`)
+    and its footer, which has the size and the bounds of each column of each group of rows.
 
     Raises:
         DataError: it is no parquet.
     """
+    version = file_version(str(table))
     try:
         with open(table, "rb") as file:
             state = os.fstat(file.fileno())
@@ -199,7 +201,7 @@ def table_version(table: Path) -> str:
                     f"{table} cannot be read as the filter's kept rows ({problem}). {FILTER_AGAIN}"
                 )
             file.seek(state.st_size - 8 - length)
-            digest = hashlib.sha256(f"{state.st_size} {int(state.st_mtime)} ".encode())
+            digest = hashlib.sha256(f"{version} ".encode())
             digest.update(file.read(length))
     except FileNotFoundError:
         raise DataError(f"{table} does not exist") from None

@@ -137,11 +137,12 @@ def test_a_filter_of_other_files_than_before_is_not_done_already(tmp_path, capsy
     }
     recipe = FilterRecipe.model_validate(values)
     run_filter(recipe)
+    os.utime(tmp_path / "deny.txt", (0, 0))
     run_filter(recipe)
     assert "done already" in capsys.readouterr().out
     pq.write_table(pa.table(table | {"url": ["a", "longer"]}), tmp_path / "scores" / "0.parquet")
     (tmp_path / "in" / "0.parquet").rename(tmp_path / "in" / "2.parquet")
-    os.utime(tmp_path / "deny.txt", (0, 0))
+    (tmp_path / "deny.txt").write_text("zero\n")
     said = r"out was made of other files: since then 1 new \(such as .*2\.parquet\), 1 gone \(such as .*"
     with pytest.raises(FolderTaken, match=said + r"0\.parquet\), 2 replaced .*remove this one"):
         run_filter(recipe)

@@ -22,6 +22,7 @@ from data_pipeline.ingest.kept import KeptRows, index_folder, kept_captions
 from data_pipeline.ingest.key_index import build_index, table_version
 from data_pipeline.ingest.made_once import make_once
 from data_pipeline.ingest.recipe import InputSection, KeepSection
+from data_pipeline.ingest.storage import file_version
 from data_pipeline.metadata.schema import SCORES
 from foundation.errors import DataError
 from trainer.tokenizer_training.pictures import _samples
@@ -228,3 +229,27 @@ def test_versions_tell_tables_apart(tmp_path):
     assert table_version(tmp_path / "a.parquet") != table_version(tmp_path / "b.parquet")
     with pytest.raises(DataError, match="does not exist"):
         table_version(tmp_path / "c.parquet")
+
+
+def test_a_table_that_was_copied_or_touched_is_the_same(tmp_path):
+    write_kept(tmp_path / "a.parquet", "uid", ["a"])
+    version = table_version(tmp_path / "a.parquet")
+    (tmp_path / "copy.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    os.utime(tmp_path / "a.parquet", (1, 1))
+    assert table_version(tmp_path / "copy.parquet") == table_version(tmp_path / "a.parquet") == version
+
+
+@pytest.mark.parametrize("size", [1, 70_000, 1 << 20, 5 << 20])
+def test_a_files_version_is_of_its_content(tmp_path, size):
+    path, data = tmp_path / "file", bytearray(np.random.default_rng(0).bytes(size))
+    path.write_bytes(data)
+    version = file_version(str(path))
+    # Whole up to 1 MiB; beyond, its ends.
+    for place in {0, size // 3, size // 2, size - 1} if size <= 1 << 20 else {0, size - 1}:
+        changed = data.copy()
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert file_version(str(path)) != version
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    assert file_version(str(path)) == version

@@ -13,6 +13,11 @@ ENDED = frozenset(
     {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL"}
     | {"PREEMPTED"}  # for good: one that is to run again is pending
 )
+# What Slurm's commands say of a controller that is away, is starting or has too much to do.
+_AWAY = re.compile(
+    r"[Uu]nable to contact|has not answered|Socket timed out on send/recv"
+    r"|Zero Bytes were transmitted or received"
+)
 _FIELD = re.compile(r"(?:^| )([A-Za-z][A-Za-z/:]*)=")  # of `scontrol --oneliner`; values may contain spaces
 
 
@@ -97,8 +102,7 @@ def patiently(seconds: float, *command: str) -> str:
         try:
             return slurm(*command)
         except SlurmError as error:
-            away = "nable to contact" in str(error) or "has not answered" in str(error)
-            if not away or time.monotonic() > deadline:
+            if not _AWAY.search(str(error)) or time.monotonic() > deadline:
                 raise
         time.sleep(2)
 

@@ -5,6 +5,7 @@ Imports no torch; what needs it is in `interconnect.py`.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import platform
@@ -12,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ class Limits:
     min_gpu_tflops: float = 0.0
     min_allreduce_gbps: float = 0.0
     patience: float = 300.0
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """An option for each limit."""
+    limits = parser.add_argument_group("preflight: a node counts as bad below (above) these")
+    for f in fields(Limits):
+        limits.add_argument(f"--{f.name.replace('_', '-')}", type=float, default=f.default)
 
 
 @dataclass

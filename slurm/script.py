@@ -9,6 +9,7 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parent
 _OPTION = re.compile(r"#SBATCH --([a-z-]+)(=\S+)?")
+_WORD = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.+))?", re.DOTALL)
 _SITE = re.compile(r"(# --- the site[^\n]*begin site\n)(.*?)(# -+ end site\n)", re.DOTALL)
 
 
@@ -46,11 +47,16 @@ def _directive(key: str, value: str) -> str:
 def options_of(text: str) -> dict[str, str | None]:
     """Options as a person writes them (`--exclusive --constraint=h100`), by name.
 
+    Raises:
+        ValueError: a word is none, or quotes are open.
+
     >>> options_of("--exclusive --constraint=h100")
     {'exclusive': '', 'constraint': 'h100'}
     """
     found: dict[str, str | None] = {}
     for word in shlex.split(text):
-        key, _, value = word.removeprefix("--").partition("=")
-        found[key] = value
+        match = _WORD.fullmatch(word)
+        if match is None:
+            raise ValueError(f"{word} is no --name or --name=value, in which form each option is to be given")
+        found[match[1]] = match[2] or ""
     return found

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from foundation.errors import Problems, RecipeError
 from foundation.sections import Section
+from slurm.node_checks import add_limits
+from slurm.script import options_of
 
 SITE_FILE = Path("slurm/site.env")
-_ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)")
+_ASSIGNMENT = re.compile(r"(\s*(?:export\s+)?)([A-Z][A-Z0-9_]*)=(.*)")
+_EXPANDED = re.compile(r"[$`]|(?:^|:)~")  # by bash, in a value
 _TIME = r"^(\d+-)?\d+(:\d+){0,2}$|^UNLIMITED$"
+
+
+class _Refuses(argparse.ArgumentParser):
+    """One that does not end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 class Site(Section):
@@ -39,6 +51,20 @@ class Site(Section):
     dataset_cache: str | None = None
     srun_options: str = ""
     preflight_options: str = ""
+
+    @field_validator("sbatch_options")
+    @classmethod
+    def _of_sbatch(cls, value: str) -> str:
+        options_of(value)
+        return value
+
+    @field_validator("preflight_options")
+    @classmethod
+    def _of_preflight(cls, value: str) -> str:
+        parser = _Refuses(add_help=False)
+        add_limits(parser)
+        parser.parse_args(value.split())  # as bash will split it
+        return value
 
 
 @dataclass(frozen=True)
@@ -76,23 +102,40 @@ def read_site(path: Path | None) -> SiteFile:
         match = _ASSIGNMENT.match(line)
         if match is None:
             continue  # a comment, or a line of the user's own for bash
+        before, shown, text_of_value = match.groups()
+        name = shown.lower()
+        if before and name not in Site.model_fields:
+            continue  # a variable of the user's own
         try:
-            words = shlex.split(match[2], comments=True)
+            words = shlex.split(text_of_value, comments=True)
         except ValueError as error:
-            problems.add(f"{path}:{number}", f"{match[1]}: {error}", "close the quotes")
+            problems.add(f"{path}:{number}", f"{shown}: {error}", "close the quotes")
             continue
-        name = match[1].lower()
         if name not in Site.model_fields:
             near = difflib.get_close_matches(name, Site.model_fields, n=1)
             hint = f"did you mean {near[0].upper()}?" if near else "for a variable of your own: export"
-            problems.add(f"{path}:{number}", f"unknown name {match[1]}", hint)
+            problems.add(f"{path}:{number}", f"unknown name {shown}", hint)
+        elif otherwise := _read_otherwise(before, text_of_value, words):
+            problems.add(f"{path}:{number}", f"{shown}: {otherwise[0]}", otherwise[1])
         elif words:
-            values[name], lines[name] = " ".join(words), number
+            values[name], lines[name] = words[0], number
     try:
         site = Site.model_validate(values)
     except ValidationError as error:
         for detail in error.errors():
             name = str(detail["loc"][0])
-            problems.add(f"{path}:{lines[name]}", f"{name.upper()}={values[name]}: {detail['msg'].lower()}")
+            said = detail["ctx"]["error"] if detail["type"] == "value_error" else detail["msg"].lower()
+            problems.add(f"{path}:{lines[name]}", f"{name.upper()}={values[name]}: {said}")
     problems.raise_if_any(RecipeError, f"The site file {path} cannot be used")
     return SiteFile(site, path, text)
+
+
+def _read_otherwise(before: str, value: str, words: Sequence[str]) -> tuple[str, str] | None:
+    """Why bash would take an assignment for something else than `submit` does, and how to mend it."""
+    if before:
+        return "it does not stand at the beginning of its line", "leave out `export` and blanks before it"
+    if len(words) > 1 or (words and value[0].isspace()):
+        return "bash reads an unquoted blank as the end of a value", "put the value in quotes"
+    if words and _EXPANDED.search(words[0]):
+        return f"{words[0]} is not taken literally by bash", "write out what is meant, without $, ` and ~"
+    return None

@@ -13,7 +13,7 @@ from foundation.progress import say
 from foundation.recipes import load_recipe
 from slurm.after import committed_step
 from slurm.history import JobFolder
-from slurm.node_checks import Limits
+from slurm.node_checks import Limits, add_limits
 from slurm.preflight import announce, preflight
 from trainer.rank import distributed_variables, run_rank
 from trainer.recipe import StageRecipe
@@ -87,7 +87,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     # Not asked of scontrol: there is none in a container.
     parser.add_argument("--nodes", required=True, help="all nodes of the job, in Slurm's order")
-    limits = parser.add_argument_group("preflight: a node counts as bad below (above) these")
-    for f in fields(Limits):
-        limits.add_argument(f"--{f.name.replace('_', '-')}", type=float, default=f.default)
+    add_limits(parser)
     return parser

@@ -1,12 +1,15 @@
-"""What a job and its submission find around them: the submitter's shell and groups."""
+"""What a job and its submission find around them: a shell, groups, a busy controller, a site file."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from foundation.errors import Problems
-from slurm import checks
-from slurm.site import Site
+from foundation.errors import Problems, RecipeError
+from slurm import checks, controller
+from slurm.controller import SlurmError, patiently
+from slurm.script import SCRIPTS
+from slurm.site import Site, read_site
 from slurm.start import of_srun
 from trainer.rank import distributed_variables
 
@@ -26,3 +29,68 @@ def test_a_group_without_a_name(monkeypatch: pytest.MonkeyPatch, allowed: str, c
     partition = {"PartitionName": "main", "State": "UP", "AllowGroups": allowed}
     checks._check_permission(problems, Site(), partition)
     assert len(problems.lines) == complaints
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "scontrol: Unable to contact slurm controller (connect failure)",
+        "scontrol has not answered for a minute; is slurmctld running?",
+        "scontrol: slurm_update error: Socket timed out on send/recv operation",
+        "scontrol: Zero Bytes were transmitted or received",
+    ],
+)
+def test_a_controller_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    answers = [SlurmError(said), "JobId=7"]
+
+    def slurm(*command: str) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, SlurmError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(controller, "slurm", slurm)
+    monkeypatch.setattr(controller.time, "sleep", lambda seconds: None)
+    assert patiently(60, "scontrol", "show", "job", "7") == "JobId=7"
+    answers[:] = [SlurmError("scontrol: Invalid job id specified")]
+    with pytest.raises(SlurmError, match="Invalid job id"):
+        patiently(60, "scontrol", "show", "job", "7")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('PREFLIGHT_OPTIONS="--min-disk-bg 2"', "unrecognized arguments: --min-disk-bg 2"),
+        ('PREFLIGHT_OPTIONS="--patience long"', "argument --patience: invalid float value: 'long'"),
+        ('SBATCH_OPTIONS="-C h100"', "-C is no --name or --name=value"),
+        ('SBATCH_OPTIONS="--constraint h100"', "h100 is no --name or --name=value"),
+        ("PYTHON=$HOME/python", "PYTHON: $HOME/python is not taken literally by bash"),
+        ("PYTHON=~/python", "PYTHON: ~/python is not taken literally by bash"),
+        ('PARTITION="`which`"', "PARTITION: `which` is not taken literally by bash"),
+        ("SRUN_OPTIONS=--a --b", "SRUN_OPTIONS: bash reads an unquoted blank as the end of a value"),
+        ("PARTITION= gpu", "PARTITION: bash reads an unquoted blank as the end of a value"),
+        ("export PARTITION=gpu", "PARTITION: it does not stand at the beginning of its line"),
+    ],
+)
+def test_a_site_file_that_would_be_read_otherwise_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "site.env"
+    path.write_text(f"ACCOUNT=a\n{line}\n")
+    with pytest.raises(RecipeError) as refused:
+        read_site(path)
+    assert f"{path}:2: " in str(refused.value) and words in str(refused.value)
+
+
+def test_a_site_file_that_is_read_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "site.env"
+    path.write_text(
+        "QOS=\nSRUN_OPTIONS='--a --b'  # c d\nPREFLIGHT_OPTIONS=\"--patience 9 --min-disk-gb=3\"\n"
+        'SBATCH_OPTIONS="--exclusive --constraint=h100"\nexport HF_HOME=$HOME/hf\nif x; then\n  A=$B c\nfi\n'
+    )
+    assert read_site(path).site == Site(
+        srun_options="--a --b",
+        preflight_options="--patience 9 --min-disk-gb=3",
+        sbatch_options="--exclusive --constraint=h100",
+    )
+    example = (SCRIPTS / "site.example.env").read_text()
+    path.write_text("\n".join(line.removeprefix("#") for line in example.splitlines() if "=" in line[:20]))
+    assert read_site(path).site.preflight_options.startswith("--min-disk-gb 20 ")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.store import writing_to
-from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.folder import FAILED, TASKS, DatasetFolder, Plan
 from data_pipeline.tokenize.marker import DONE_NAME, counts_in_words, total_counts, without_samples
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.partials import last_change
@@ -129,7 +129,7 @@ def clear_failures(dataset: str | Path) -> int:
     failed = folder.failures()
     with writing_to(folder.root):
         for number in failed:
-            folder.forget(number)
+            folder.forget(number, FAILED)
     return len(failed)
 
 

@@ -23,7 +23,7 @@ from data_pipeline.manifest import MANIFEST_NAME, ClassManifest, Manifest, parse
 from data_pipeline.recipe_folder import RECORD_NAME
 from data_pipeline.records import LATENT_COLUMNS, LatentRecord, unpack_bits
 from data_pipeline.store import PlaceUnusable, not_readable, writing_to
-from data_pipeline.tokenize.folder import PLAN_NAME, TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.folder import DAMAGED, PLAN_NAME, TASKS, DatasetFolder, Plan
 from data_pipeline.tokenize.marker import CHANGED, DONE_NAME, SHARD_SUFFIX, changed_files
 from foundation.errors import DataError, Problems
 from foundation.progress import say, track
@@ -87,7 +87,7 @@ def _note(folder: DatasetFolder, plan: Plan, bad: dict[int, Problems]) -> str:
             for number, own in bad.items():
                 folder.note_damage(number, plan.shards[number], "; ".join(map(str.strip, own.lines)))
             for number in sorted(set(folder.damaged()) - set(bad)):
-                folder.forget(number)
+                folder.forget(number, DAMAGED)
     except (PlaceUnusable, StoreUnreachable) as error:
         return (
             "`bitdance data tokenize` with its recipe makes bad tasks anew once it knows of them, but that "

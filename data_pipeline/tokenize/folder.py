@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ class DatasetFolder:
             return Plan.from_json(text.decode())
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
-                f"{self.address(PLAN_NAME)} is damaged ({error}); remove {self.root} and start over"
+                f"{self.address(PLAN_NAME)} is damaged, or was made by an earlier version ({error}): put back a "
+                "copy of it, go on with that version, or name another output folder"
             ) from None
 
     def write_plan(self, plan: Plan) -> None:
@@ -122,14 +124,18 @@ class DatasetFolder:
         return self.store.scratch(self.task(number))
 
     def commit(self, working: Path, number: int) -> None:
-        """Make a task's folder appear; where another worker was first with the task, its folder stays."""
-        try:
-            self.store.commit(working, self.task(number), DONE_NAME)
-        except OSError:
-            # What they wrote is what we wrote.
-            if self.read_done(number) is None:
-                raise
-        self.forget(number)
+        """Make a task's folder appear. Where another worker was first with the task, its folder stays; one
+        that does not verify stays until this moment: its shards may be all that is left of the input."""
+        committed = False
+        while not committed:
+            try:
+                self.store.commit(working, self.task(number), DONE_NAME)
+                committed = True
+            except FileExistsError:
+                committed = bool(self.markers([number]))  # what they wrote is what we wrote
+                if not committed:
+                    self.set_aside(number)
+        self.forget(number, FAILED, DAMAGED)
 
     def reopen(self) -> None:
         """The dataset is not finished any more: a task is to change."""
@@ -191,8 +197,11 @@ class DatasetFolder:
         self.reopen()
         if isinstance(self.store, FolderStore):
             aside = self.new_partial(number)
-            os.rename(self.store.path / self.task(number), aside / "broken")
-            shutil.rmtree(aside)
+            try:
+                with suppress(FileNotFoundError):  # another job was first with it
+                    os.rename(self.store.path / self.task(number), aside / "broken")
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         else:
             # Without its marker it does not count; the others are overwritten by files of the same names.
             self.store.remove([f"{self.task(number)}/{DONE_NAME}"])
@@ -234,15 +243,15 @@ class DatasetFolder:
         self._note(GIVEN_UP, number, shard, reason)
         if number in self.present():
             self.set_aside(number)
-        self.forget(number)
+        self.forget(number, FAILED, DAMAGED)
 
     def note_damage(self, number: int, shard: Shard, reason: str) -> None:
         """Record that a task that is there is damaged, so that the next run does it again."""
         self._note(DAMAGED, number, shard, reason)
 
-    def forget(self, number: int) -> None:
-        """Forget that a task failed, or was damaged."""
-        self.store.remove([f"{FAILED}/{number:05d}.json", f"{DAMAGED}/{number:05d}.json"])
+    def forget(self, number: int, *kinds: str) -> None:
+        """Forget that a task failed (`FAILED`), or was damaged (`DAMAGED`)."""
+        self.store.remove([f"{kind}/{number:05d}.json" for kind in kinds])
 
     def _note(self, kind: str, number: int, shard: Shard, reason: str, **more: Any) -> None:
         note = {"reason": reason, "shard": shard.label, "size": shard.size, **more}

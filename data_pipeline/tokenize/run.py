@@ -230,23 +230,24 @@ def _missing(
     failed, changed = dict[int, str](), dict[int, str]()
     # In this order: a task that another job commits meanwhile must not look like one without a marker.
     present, failures, markers = folder.present(), folder.failures(), folder.markers(numbers)
+    # Those whose other files do not verify, too: they are of another shard all the same.
+    claims = folder.claims([number for number in numbers if number in present - markers.keys()], {}) | markers
     given_up = folder.given_up()
     for number in numbers:
         size = plan.shards[number].size
+        failure = failures.get(number)
         if number in given_up and number not in markers:
             continue
-        if number in markers:
-            if markers[number]["shard_bytes"] != size:
-                changed[number] = f"{plan.shards[number].label} has changed since"
+        if number in claims and claims[number]["shard_bytes"] != size:
+            changed[number] = f"{plan.shards[number].label} has changed since"
+        elif number in markers:
             continue
-        if number in present:
-            say(f"task {number:05d} does not verify and is done again")
-            folder.set_aside(number)
-        failure = failures.get(number)
-        if failure and failure["size"] == size:
+        elif failure and failure["size"] == size:
             failed[number] = f"{failure['reason']} (failed earlier)"
         else:
             missing.append(number)
+            if number in present:
+                say(f"task {number:05d} does not verify and is done again")
     return missing, failed, changed
 
 

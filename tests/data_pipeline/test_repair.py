@@ -8,11 +8,12 @@ import shutil
 import subprocess
 
 import pytest
-from photo_shards import tokenize_recipe, tree, write_shards, write_tokenizer
+from photo_shards import picture, tokenize_recipe, tree, write_shards, write_tar, write_tokenizer
 
 from data_pipeline.finalize import finalize_dataset
-from data_pipeline.status import give_up, print_status, read_status
+from data_pipeline.status import clear_failures, give_up, print_status, read_status
 from data_pipeline.tokenize import writer as writer_module
+from data_pipeline.tokenize.folder import DatasetFolder
 from data_pipeline.tokenize.run import run_tokenize
 from data_pipeline.verify import verify_dataset
 from foundation.errors import DataError
@@ -61,6 +62,66 @@ def test_a_flipped_byte_is_found_and_the_next_run_makes_its_task_anew(made, late
     assert tree(latents) == before
     verify_dataset(latents, deep=True)
     assert not read_status(latents).damaged
+
+
+@pytest.fixture
+def damaged(latents):
+    """Task 1 has a bad byte in its list of refused samples, and all its shards."""
+    flip(latents / "tasks" / "00001" / "quarantine.jsonl", 0)
+    with pytest.raises(DataError, match="1 problem"):
+        verify_dataset(latents)
+    return latents
+
+
+@pytest.fixture
+def shard(made):
+    """The input shard of task 1, to change; whole again for the next test."""
+    path = made / "shards" / "00001.tar"
+    whole = path.read_bytes()
+    yield path
+    path.write_bytes(whole)
+
+
+def test_a_damaged_task_of_a_shard_that_was_replaced_is_not_made_of_another(made, damaged, shard):
+    before = tree(damaged)
+    write_tar(shard, [("a.jpg", picture(999, 64, 64)), ("a.txt", b"another")])
+    with pytest.raises(DataError, match=r"done with another content of their shards:\n  task 00001: "):
+        run_tokenize(tokenize_recipe(made))
+    assert tree(damaged) == before
+
+
+def test_a_damaged_task_stays_until_a_new_one_is_whole_and_is_not_forgotten_by_retry(made, damaged, shard):
+    """The shard has its size, but cannot be read any more: the records are all that is left of it."""
+    task, whole, samples = tree(damaged / "tasks"), tree(damaged), shard.read_bytes()
+    shard.write_bytes(b"x" * len(samples))
+    for _ in range(2):
+        with pytest.raises(DataError, match="1 of 3 tasks failed"):
+            run_tokenize(tokenize_recipe(made))
+        assert tree(damaged / "tasks") == task
+        assert clear_failures(damaged) == 1 and list(read_status(damaged).damaged) == [1]
+    shard.write_bytes(samples)
+    run_tokenize(tokenize_recipe(made))
+    verify_dataset(damaged)
+    assert {name for name in whole if tree(damaged).get(name) != whole[name]} == {
+        "damaged/00001.json",
+        "tasks/00001/quarantine.jsonl",
+    }
+
+
+def test_two_jobs_make_the_same_damaged_task_anew(made, damaged, monkeypatch):
+    """Another job takes the bad folder, and commits its own, at the moment that this one means to."""
+    set_aside, recipe = DatasetFolder.set_aside, tokenize_recipe(made)
+
+    def late(folder, number):
+        monkeypatch.setattr(DatasetFolder, "set_aside", set_aside)
+        set_aside(folder, number)
+        set_aside(folder, number)
+        run_tokenize(recipe)
+
+    monkeypatch.setattr(DatasetFolder, "set_aside", late)
+    run_tokenize(recipe)
+    verify_dataset(damaged)
+    assert sorted(path.name for path in (damaged / "tasks").iterdir()) == ["00000", "00001", "00002"]
 
 
 def test_a_copy_that_was_put_back_is_good_again(made, latents):
@@ -142,6 +203,19 @@ def test_another_recipe_or_plan_than_the_datasets_is_named(latents, name):
     path.write_text("[")
     with pytest.raises(DataError, match=name):
         verify_dataset(latents)
+
+
+def test_a_dataset_of_an_earlier_version_is_refused_and_left_alone(made, latents):
+    """Its plan pinned no kept rows, and its markers had no hash of their own."""
+    for path, key in [(latents / "plan.json", "kept"), *((p, "sha256") for p in latents.rglob("done.json"))]:
+        values = json.loads(path.read_text())
+        del values[key]
+        path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    before = tree(latents)
+    for use in (verify_dataset, read_status, lambda folder: run_tokenize(tokenize_recipe(made))):
+        with pytest.raises(DataError, match=r"plan\.json .* was made by an earlier version \('kept'\)"):
+            use(latents)
+    assert tree(latents) == before
 
 
 def test_shards_that_were_written_wrongly_do_not_fit_their_headers(made, tmp_path, monkeypatch):

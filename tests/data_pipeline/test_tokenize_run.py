@@ -20,7 +20,7 @@ from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.records import unpack_bits
 from data_pipeline.status import print_status, read_status
-from data_pipeline.tokenize.folder import DatasetFolder
+from data_pipeline.tokenize.folder import FAILED, DatasetFolder
 from data_pipeline.tokenize.run import Slice, run_tokenize
 from data_pipeline.verify import verify_dataset
 from foundation.errors import DataError, RecipeError
@@ -254,7 +254,7 @@ def test_too_many_corrupt_images_fail_their_task_alone(work):
     assert not folder.partials() and not (work / "latents" / "manifest.json").exists()
     with pytest.raises(DataError, match="failed earlier"):
         run_tokenize(tokenize_recipe(work))
-    folder.forget(1)
+    folder.forget(1, FAILED)
     shutil.copy(work / "shards" / "00000.tar", work / "shards" / "00001.tar")
     run_tokenize(tokenize_recipe(work))
     assert (work / "latents" / "manifest.json").exists()

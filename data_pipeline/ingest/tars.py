@@ -89,7 +89,7 @@ def _members(
 
 
 def tars_inside(stream: IO[bytes], size: int) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and bytes of each tar in a tar; none where its first member is not one.
+    """Name, first byte and bytes of each tar in a tar; none where its first file is not one.
 
     Args:
         stream: the outer tar, which can be searched.
@@ -99,7 +99,7 @@ def tars_inside(stream: IO[bytes], size: int) -> Iterator[tuple[str, int, int]]:
         one of DAMAGE: it is damaged, cut short, compressed, or no tar.
     """
     with tarfile.open(fileobj=stream, mode="r:", tarinfo=Header) as tar:
-        head = tar.next()
+        head = next((member for member in tar if not member.isdir()), None)
         if head is None or not head.name.endswith(".tar"):
             return
         for member in tar:  # from the first one again

@@ -186,6 +186,23 @@ def test_headers_that_lie_about_sizes_refuse_the_tar_at_once(lie):
             assert not list(tars_inside(Counted(data), len(data)))
 
 
+@pytest.mark.parametrize("below", [["."], ["train", "train/deep"]])
+def test_folders_before_the_first_tar_do_not_hide_that_it_is_a_tar_of_tars(below):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for folder in below:
+            member = tarfile.TarInfo(folder)
+            member.type = tarfile.DIRTYPE
+            tar.addfile(member)
+        for name in ("n01.tar", "n02.tar"):
+            member = tarfile.TarInfo(f"{below[-1]}/{name}")
+            member.size = 700
+            tar.addfile(member, io.BytesIO(b"x" * 700))
+    start = 512 * (len(below) + 1)
+    found = list(tars_inside(io.BytesIO(data.getvalue()), len(data.getvalue())))
+    assert found == [("n01.tar", start, 700), ("n02.tar", start + 1536, 700)]
+
+
 def test_a_tar_of_tars_with_a_damaged_header_is_not_taken_for_a_shorter_one():
     data = bytearray(make_tar([("n01.tar", b"x" * 700), ("n02.tar", b"y" * 10)]))
     whole = [("n01.tar", 512, 700), ("n02.tar", 2048, 10)]

@@ -92,7 +92,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     alpha = None
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    elif image.mode in ("L", "RGB") and "transparency" in image.info:
+    elif image.mode in ("1", "L", "RGB") and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
@@ -122,12 +122,19 @@ def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _sixteen_bits_to_grey(image: Image.Image) -> Image.Image:
-    """16 bits a pixel scaled to 8: Pillow's own conversion clips everything above 255 to white."""
+    """16 bits a pixel scaled to 8: Pillow's own conversion clips everything above 255 to white.
+
+    With alpha where the picture names a transparent value, which has 16 bits, too.
+    """
     import numpy as np
 
     values = np.asarray(image, dtype=np.float64)
     scale = 257.0 if values.size and float(values.max()) > 255.0 else 1.0
-    return Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
+    grey = Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):
+        grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _orientation(image: Image.Image, json_exif: str | None) -> int:

@@ -118,6 +118,19 @@ def test_transparent_palette_and_grey_go_on_white():
     assert same(decode_image(encode(Image.new("L", (8, 8), 7), transparency=7), CAP), white)
 
 
+def test_transparent_grey_of_one_and_sixteen_bits_goes_on_white():
+    black = decode_image(encode(Image.new("1", (4, 4), 0), transparency=0), CAP)
+    assert black.getpixel((0, 0)) == (255, 255, 255)
+    values = np.full((4, 4), 30_000, np.uint16)
+    values[0, 0] = 20_000
+    data = encode(Image.fromarray(values))
+    at = data.index(b"IDAT") - 4
+    chunk = b"tRNS" + struct.pack(">H", 20_000)
+    hidden = data[:at] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at:]
+    grey = decode_image(hidden, CAP)
+    assert grey.getpixel((0, 0)) == (255, 255, 255) and grey.getpixel((1, 1)) == (117, 117, 117)
+
+
 def test_half_transparent_black_is_grey():
     image = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
     assert same(decode_image(encode(image), CAP), Image.new("RGB", (4, 4), (127, 127, 127)), tolerance=1)

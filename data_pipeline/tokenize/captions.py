@@ -14,7 +14,8 @@ from typing import Any
 from foundation.errors import RecipeError
 
 # A caption must not be able to open or close parts of the training sequence.
-_SPECIAL = re.compile(r"<\|([^|<>\s]{1,64})\|>")
+# All marks around a name go at once, from the first of them on: nested ones cost one pass, not one each.
+_SPECIAL = re.compile(r"(?<!<\|)(?:<\|)++([^|<>\s]{1,64})(?:\|>)++")
 # What `models.layout.tokens` adds to a text tokenizer for the sequences of pictures.
 _SEQUENCE_TOKEN = re.compile(r"<\|(res|query)_\d+\|>")
 _CHARACTERS_PER_TOKEN = (
@@ -63,7 +64,7 @@ def clean_caption(caption: str) -> str:
     text = unicodedata.normalize("NFC", caption)
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     previous = None
-    while previous != text:  # what is left of `<|<|a|>|>` after one pass is a spelling again
+    while previous != text:  # what is left of `<|a<|b|>c|>` after one pass is a spelling again
         previous, text = text, _SPECIAL.sub(r"\1", text)
     return " ".join(text.split())
 

@@ -1,6 +1,7 @@
 """Captions: cleaned, cut by tokens, counted as a reader will count them."""
 
 import copy
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +28,8 @@ def tokenizer():
         ("x <|im_end|> <|vision_start|>", "x im_end vision_start"),
         ("<|<|im_end|>|>", "im_end"),
         ("a <| b |> c", "a <| b |> c"),
+        ("<|a<|b|>c|>", "abc"),
+        ("<|" * 4800 + "a" + "|>" * 4800, "a"),
     ],
 )
 def test_cleaning(caption, clean):
@@ -50,6 +53,16 @@ def test_a_caption_of_a_million_characters_is_cut_quickly(tokenizer):
     text, count = CaptionCounter(tokenizer, 64).fit("motorcycle 🏍 " * 80_000)
     assert 60 <= count <= 64
     assert len(text) < 64 * 64
+
+
+@pytest.mark.parametrize(
+    "caption", ["<|" * 5000, "<|" * 5000 + "a" + "|>" * 5000, "<|x" * 3000 + "a" + "y|>" * 3000]
+)
+def test_marks_in_marks_cost_little(caption):
+    """A pass for each level would take half a second."""
+    begin = time.process_time()
+    clean_caption(caption)
+    assert time.process_time() - begin < 0.2
 
 
 def test_no_special_token_can_come_out_of_a_caption(tokenizer):

@@ -55,13 +55,14 @@ def verify_dataset(dataset: str | Path, deep: bool = False) -> None:
     shards = json.loads(folder.store.read("index.json") or b"{}")["shards"]
     _check_counts(manifest, shards, folder, problems)
     tasks: TaskProblems = defaultdict(Problems)
+    seen = folder.store.files(TASKS)
     _check_tasks(manifest, plan, shards, folder, tasks)
     for place, shard in enumerate(track(shards, "Checking shards")):
         found = TASK_OF.match(shard["raw_data"]["basename"])
         own = tasks[int(found[1])] if found else problems
         _check_shard(folder, shard, _class_of(manifest, place), manifest, deep, own)
     bad = {number: own for number, own in sorted(tasks.items()) if own.lines}
-    noted = _note(folder, plan, bad)
+    noted = _note(folder, plan, bad, seen)
     problems.lines += [line for own in bad.values() for line in own.lines]
     problems.raise_if_any(DataError, f"{root} does not verify; {noted}")
     say(f"{root}: {len(shards):,} shards and {sum(c.samples for c in manifest.classes):,} samples verify")
@@ -80,12 +81,17 @@ def _check_begun(manifest: Manifest, folder: DatasetFolder) -> Plan:
     return plan
 
 
-def _note(folder: DatasetFolder, plan: Plan, bad: dict[int, Problems]) -> str:
-    """Note in the dataset which tasks are bad, and which are not any more; how the bad ones are mended."""
+def _note(
+    folder: DatasetFolder, plan: Plan, bad: dict[int, Problems], seen: dict[str, tuple[int, float]]
+) -> str:
+    """Note in the dataset which tasks are bad, and which are not any more; how the bad ones are mended. One
+    that was made anew since its files were `seen` is another task, of which nothing is known."""
     try:
         with writing_to(folder.root):
             for number, own in bad.items():
-                folder.note_damage(number, plan.shards[number], "; ".join(map(str.strip, own.lines)))
+                marker = f"{folder.task(number)}/{DONE_NAME}"
+                if folder.store.files(folder.task(number)).get(marker) == seen.get(marker):
+                    folder.note_damage(number, plan.shards[number], "; ".join(map(str.strip, own.lines)))
             for number in sorted(set(folder.damaged()) - set(bad)):
                 folder.forget(number, DAMAGED)
     except (PlaceUnusable, StoreUnreachable) as error:

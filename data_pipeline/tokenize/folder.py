@@ -107,8 +107,8 @@ class DatasetFolder:
             return Plan.from_json(text.decode())
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
-                f"{self.address(PLAN_NAME)} is damaged, or was made by an earlier version ({error}): put back a "
-                "copy of it, go on with that version, or name another output folder"
+                f"{self.address(PLAN_NAME)} is damaged, or was made by an earlier version ({error}): put "
+                "back a copy of it, go on with that version, or name another output folder"
             ) from None
 
     def write_plan(self, plan: Plan) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from photo_shards import picture, tokenize_recipe, tree, write_shards, write_tar, write_tokenizer
 
+from data_pipeline import verify as verify_module
 from data_pipeline.finalize import finalize_dataset
 from data_pipeline.status import clear_failures, give_up, print_status, read_status
 from data_pipeline.tokenize import writer as writer_module
@@ -122,6 +123,20 @@ def test_two_jobs_make_the_same_damaged_task_anew(made, damaged, monkeypatch):
     run_tokenize(recipe)
     verify_dataset(damaged)
     assert sorted(path.name for path in (damaged / "tasks").iterdir()) == ["00000", "00001", "00002"]
+
+
+def test_a_task_that_is_made_anew_while_verify_looks_at_it_is_not_noted(made, damaged, monkeypatch):
+    note = verify_module._note
+
+    def late(*arguments):
+        run_tokenize(tokenize_recipe(made))
+        return note(*arguments)
+
+    monkeypatch.setattr(verify_module, "_note", late)
+    with pytest.raises(DataError, match="1 problem"):
+        verify_dataset(damaged)
+    status = read_status(damaged)
+    assert status.finished and not status.damaged
 
 
 def test_a_copy_that_was_put_back_is_good_again(made, latents):

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from data_pipeline.global_batch import BatchPlan
 from data_pipeline.latents import LatentDataset
 from data_pipeline.loader import StepBatch, StepLoader
-from foundation.errors import DataError, RecipeError
+from foundation.errors import DataError
 from foundation.files import atomic_write
 from foundation.json_files import read_json
 from foundation.progress import say
@@ -35,7 +35,7 @@ from trainer.lineage import RESTORE, parent_of
 from trainer.meter import StepMeter
 from trainer.metrics import EventLog, MetricsLog
 from trainer.recipe import CHANGEABLE, StageRecipe
-from trainer.run_folder import RECIPE_AGAIN, RunFolder
+from trainer.run_folder import RunFolder
 from trainer.samples import SideSampler
 from trainer.signals import StopFlag
 from trainer.stage_start import check_dataset, open_start, refuse_kernels
@@ -289,7 +289,6 @@ class Stage:
         """The run's lineage: as its first start recorded it.
 
         Raises:
-            RecipeError: the recipe is not the one that the run began with.
             DataError: the dataset is no longer the one that the run began with.
         """
         now: dict[str, Any] = {
@@ -304,11 +303,6 @@ class Stage:
             if self.rank == 0:
                 with atomic_write(self.run.lineage) as file:
                     json.dump(lineage, file, indent=1)
-        if lineage["recipe_sha256"] != now["recipe_sha256"]:
-            raise RecipeError(
-                f"{self.run.recipe} is not the recipe that {self.run.path} began with (lineage.json has "
-                f"another hash): {RECIPE_AGAIN}, or start a new run (--fork)."
-            )
         if self.recipe.model.lora is not None and lineage["parent"] != parent_of(self.recipe):
             raise DataError(
                 f"{self.recipe.model.init_from} is no longer the model that {self.run.path} began with, and "

@@ -38,12 +38,12 @@ def test_stopped_is_silent() -> None:
 
 def test_paused_is_silent_until_it_goes_on() -> None:
     heard = threading.Event()
-    dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=0.1 / 60), bark=lambda _: heard.set())
+    dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=1 / 60), bark=lambda _: heard.set())
+    dog.start()
     with dog.paused():
-        dog.start()
-        time.sleep(0.3)
+        time.sleep(1.5)
     assert not heard.is_set()
-    assert heard.wait(timeout=5)
+    assert heard.wait(timeout=10)
 
 
 def test_ends_a_hung_process_with_stacks_and_exit_code_75() -> None:

@@ -150,6 +150,8 @@ def check_work(problems: Problems, work: Work, made_before: set[Path], file: Sit
             problems.add(f"{work.title}: {key}", f"{path} does not exist", fix)
     for key, path in {**work.reads, "its folder": work.folder.path}.items():
         _check_shared(problems, f"{work.title}: {key}", path, shared)
+    if work.check is not None:
+        work.check(problems)
     if isinstance(work.recipe, StageRecipe):
         _check_fits(problems, work, work.recipe, file.site)
 

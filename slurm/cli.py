@@ -28,7 +28,9 @@ def submit(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="With --publish: pictures to make of it.")
     ] = None,
-    size: Annotated[str, typer.Option(help="Of the pictures, HEIGHTxWIDTH.")] = "1024x1024",
+    size: Annotated[
+        str | None, typer.Option(help="Of the pictures, HEIGHTxWIDTH.", show_default="1024x1024")
+    ] = None,
     site: Annotated[
         Path | None, typer.Option(help="The site file.", show_default="slurm/site.env, if it is there")
     ] = None,
@@ -44,23 +46,22 @@ def submit(
     A job goes on by itself after time limits, preemption and lost nodes. Its log, its script and what became
     of it are in RUN/slurm (for data: beside the output, in OUTPUT.slurm).
     """
+    from slurm.publishing import publish_work
     from slurm.site import read_site
     from slurm.submit import check_all, gather, show_scripts
     from slurm.submit import submit as run
-    from slurm.work import Asked, export_work
+    from slurm.work import Asked
 
     if len(recipes) > 1 and not chain:
         raise RecipeError(f"{len(recipes)} recipes: add --chain to have each start after the one before")
     if prompt and publish is None:
         raise RecipeError("--prompt needs --publish FOLDER, the model that the pictures are made of")
+    if size and not prompt:
+        raise RecipeError("--size needs --prompt TEXT, a picture to make in that size")
     file, asked = read_site(site), Asked(nodes, slices)
     works = gather(recipes, set_ or (), asked, file)
     if publish is not None:
-        export = works[-1].makes
-        if export is None or works[-1].script != "train.sbatch":
-            raise RecipeError("--publish needs a stage as the last recipe")
-        pictures = [word for text in prompt or () for word in ("--prompt", text)]
-        works.append(export_work(export, publish, (*pictures, "--size", size) if pictures else (), file.site))
+        works.append(publish_work(works[-1], publish, prompt or (), size, file.site))
     if dry_run:
         show_scripts(works, file)
         return

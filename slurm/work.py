@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from foundation.errors import RecipeError
+from foundation.errors import Problems, RecipeError
 from foundation.recipes import load_recipe, resolved_yaml
 from foundation.sections import Section
 from slurm.history import COMMENT, JobFolder
@@ -57,6 +57,7 @@ class Work:
         makes: path that is there when it has ended.
         recipe: what the job carries out, where that is a recipe.
         source: its file and overrides, as for the command line.
+        check: notes what else is wrong with it.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Work:
     makes: Path | None = None
     recipe: Section | None = None
     source: tuple[str, ...] = ()
+    check: Callable[[Problems], None] | None = None
 
     @property
     def done(self) -> bool:
@@ -207,21 +209,6 @@ def command_work(title: str, arguments: tuple[str, ...], output: str, site: Site
         arguments=arguments,
         options=options | options_of(site.sbatch_options),
         folder=folder,
-    )
-
-
-def export_work(export: Path, published: Path, generate: tuple[str, ...], site: Site) -> Work:
-    """The published layout of a stage's export, and pictures of it."""
-    folder = JobFolder.beside(published)
-    gpus = "1" if site.gpus_per_node and generate else None
-    options = common_options(site, published.name, folder) | {"gpus-per-node": gpus}
-    return Work(
-        title=f"export {published}",
-        script="export.sbatch",
-        arguments=(str(export), str(published), *generate),
-        options=options | options_of(site.sbatch_options),
-        folder=folder,
-        reads={"export": export},
     )
 
 

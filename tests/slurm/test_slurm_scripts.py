@@ -68,3 +68,40 @@ def test_the_requeue_reaches_a_command_that_does_not_ignore_it(tmp_path: Path) -
     )
     assert done.returncode == -signal.SIGTERM
     assert (tmp_path / "told").read_text() == "requeue 12\n"
+
+
+def publish(folder: Path) -> tuple[int, str]:
+    """One start of the export's script, where each command succeeds: its exit code, and what was done."""
+    texts = {
+        "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
+        "python": f'#!/bin/bash\n[ "$2" = slurm.after ] && exit "$4"\necho "$3" >> {folder}/done\n'
+        '[ "$3" = export ] && mkdir "$5"\nexit 0\n',
+    }
+    for command, text in texts.items():
+        (folder / command).write_text(text)
+        (folder / command).chmod(0o755)
+    (folder / "done").write_text("")
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm" / "export.sbatch"), "run/export", "published/", "--prompt", "a cat"],
+        cwd=folder,
+        env=os.environ | JOB | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": f"{folder}/python"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, (folder / "done").read_text() + done.stdout
+
+
+def test_a_model_is_published_once_and_never_for_another_one(tmp_path: Path) -> None:
+    manifest = tmp_path / "run" / "export" / "export.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"step": 6}')
+    code, said = publish(tmp_path)
+    assert code == 0 and said.startswith("export\ngenerate\n")
+    code, said = publish(tmp_path)  # put back into the queue
+    assert code == 0 and said.startswith("generate\n")
+    manifest.write_text('{"step": 7}')
+    code, said = publish(tmp_path)
+    assert code == 78 and "published is there already, and is not made of run/export" in said
+    assert "generate" not in said

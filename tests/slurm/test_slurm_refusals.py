@@ -1,0 +1,109 @@
+"""What `bitdance submit` refuses, or leaves out, without a cluster: its commands are stand-ins."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from small_stage import make_inputs, write_recipe
+from stand_in import write_commands
+from typer.testing import CliRunner
+
+from foundation.errors import RecipeError
+from slurm.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, a text tokenizer and latents."""
+    folder = tmp_path_factory.mktemp("refusals")
+    make_inputs(folder)
+    return folder
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What sbatch was told to do; the folder of the test is where its runs and site file are."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return write_commands(tmp_path / "bin")
+
+
+def site_file(folder: Path, **more: str) -> Path:
+    values = {"GPUS_PER_NODE": "0", "SHARED_FOLDERS": f"{ROOT}:{sys.prefix}:/tmp"} | more
+    path = folder / "site.env"
+    path.write_text("".join(f'{key}="{value}"\n' for key, value in values.items()))
+    return path
+
+
+def submit(folder: Path, *arguments: str, **site: str) -> str:
+    """What `bitdance submit` prints, or the message with which it refuses."""
+    words = ["submit", *arguments, "--site", str(site_file(folder, **site))]
+    result = CliRunner().invoke(app, words)
+    if isinstance(result.exception, RecipeError):
+        return str(result.exception)
+    assert result.exception is None, result.exception
+    return result.stdout
+
+
+def stage(inputs: Path, folder: Path, **changes: object) -> Path:
+    """A recipe whose run folder is the test's own."""
+    changes = {"run": str(folder / "run"), **changes}
+    return write_recipe(inputs, f"{folder.name}.yaml", **changes)
+
+
+def export(folder: Path) -> None:
+    """The run's export, as far as its submission looks at it."""
+    (folder / "run" / "export").mkdir(parents=True)
+    (folder / "run" / "export" / "export.json").write_text('{"step": 6}')
+
+
+def test_a_folder_that_is_there_is_not_taken_for_the_published_model(
+    inputs: Path, tmp_path: Path, told: Path
+) -> None:
+    published = tmp_path / "published"
+    published.mkdir()
+    message = submit(tmp_path, str(stage(inputs, tmp_path)), "--publish", str(published))
+    assert f"export {published}: {published} is there already, and is not made of {tmp_path}/run" in message
+    assert told.read_text() == ""
+
+
+def test_what_is_published_already_is_left_out(inputs: Path, tmp_path: Path, told: Path) -> None:
+    """As the script of the job notes it, beside the folder."""
+    recipe, published = stage(inputs, tmp_path), tmp_path / "published"
+    submit(tmp_path, str(recipe))
+    export(tmp_path)
+    published.mkdir()
+    note = tmp_path / "published.slurm" / "made-of.json"
+    note.parent.mkdir()
+    note.write_text('{"step": 6}')
+    told.write_text("")
+    assert f"export {published}: done already" in submit(tmp_path, str(recipe), "--publish", str(published))
+    assert told.read_text() == ""
+    submit(tmp_path, str(recipe), "--publish", str(published), "--prompt", "a cat", "--size", "128x128")
+    assert "export.sbatch" in told.read_text()
+    note.write_text('{"step": 5}')
+    assert "is there already" in submit(tmp_path, str(recipe), "--publish", str(published))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--size", "1024"], "--size 1024: expected HEIGHTxWIDTH in pixels"),
+        (["--size", "0x64"], "--size 0x64: "),
+        (["--size", "128x96"], "--size 128x96: sides of this model's pictures are multiples of 64 pixels"),
+        (["--prompt", " "], "--prompt number 2: is empty"),
+    ],
+)
+def test_pictures_that_cannot_be_made(
+    inputs: Path, tmp_path: Path, told: Path, options: list[str], words: str
+) -> None:
+    recipe, published = stage(inputs, tmp_path), tmp_path / "published"
+    message = submit(tmp_path, str(recipe), "--publish", str(published), "--prompt", "a cat", *options)
+    assert words in message and told.read_text() == ""
+
+
+def test_a_size_without_a_picture(inputs: Path, tmp_path: Path, told: Path) -> None:
+    message = submit(tmp_path, str(stage(inputs, tmp_path)), "--publish", f"{tmp_path}/x", "--size", "64x64")
+    assert message.startswith("--size needs --prompt")

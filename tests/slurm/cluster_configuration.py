@@ -32,7 +32,6 @@ MessageTimeout=3
 TCPTimeout=1
 KillWait=5
 ReturnToService=2
-RequeueExit=75
 MinJobAge=86400
 JobCompType=jobcomp/filetxt
 JobCompLoc={base}/jobcomp.txt

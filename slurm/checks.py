@@ -14,6 +14,7 @@ from pathlib import Path
 
 from foundation.errors import ExitCode, Problems
 from slurm.controller import SlurmError, missing_commands, show
+from slurm.fitting import check_batch
 from slurm.site import SITE_FILE, Site, SiteFile
 from slurm.work import Work
 from trainer.recipe import StageRecipe
@@ -182,15 +183,9 @@ def _check_fits(problems: Problems, work: Work, recipe: StageRecipe, site: Site)
     least_most = node_range(work.options["nodes"] or "")
     if least_most is None:
         return  # said already
-    ranks = least_most[0] * int(work.options["ntasks-per-node"] or 1)
-    unit = "GPUs" if site.gpus_per_node else "processes"
-    if recipe.data.global_batch_size < ranks:
-        problems.add(
-            f"{work.title}: data.global_batch_size",
-            f"{recipe.data.global_batch_size} samples cannot be shared out among {ranks} {unit}",
-            "ask for fewer nodes",
-        )
+    check_batch(problems, work, recipe, least_most, "GPUs" if site.gpus_per_node else "processes")
     if site.gpus_per_node and site.gpu_kind:
+        ranks = least_most[0] * int(work.options["ntasks-per-node"] or 1)
         _check_memory(problems, work, site.gpu_kind, ranks)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from foundation.errors import Problems, RecipeError
+from slurm.fitting import token_side
 from slurm.history import JobFolder
 from slurm.script import options_of
 from slurm.site import Site
@@ -75,17 +76,8 @@ def _check(
             problems.add(f"--prompt number {number}", "is empty")
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python cannot decode
             problems.add(f"--prompt number {number}", "is not UTF-8")
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size.lower(), re.ASCII):
+    size = size.lower()
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size, re.ASCII):
         problems.add(f"--size {size}", "expected HEIGHTxWIDTH in pixels", f"for example {DEFAULT_SIZE}")
-    elif prompts and (side := _patch_side(recipe)) and any(int(n) % side for n in size.lower().split("x")):
+    elif (side := recipe.model.p * (token_side(recipe) or 0)) and any(int(n) % side for n in size.split("x")):
         problems.add(f"--size {size}", f"sides of this model's pictures are multiples of {side} pixels")
-
-
-def _patch_side(recipe: StageRecipe) -> int | None:
-    """Pixels of a patch's side; None where the tokenizer, which tells it, cannot be read."""
-    from models.tokenizer import read_tokenizer_config
-
-    try:
-        return recipe.model.p * read_tokenizer_config(recipe.tokenizer).downsample
-    except ValueError:
-        return None

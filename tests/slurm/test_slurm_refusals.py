@@ -9,8 +9,15 @@ from small_stage import make_inputs, write_recipe
 from stand_in import write_commands
 from typer.testing import CliRunner
 
+from data_pipeline.global_batch import BatchPlan
+from data_pipeline.latents import LatentDataset
+from data_pipeline.packing import SampleCost
 from foundation.errors import RecipeError
+from foundation.recipes import load_recipe
+from models.layout import add_sequence_tokens, sequence_tokens
+from models.text_tokens import load_text_tokenizer
 from slurm.cli import app
+from trainer.recipe import StageRecipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,3 +114,53 @@ def test_pictures_that_cannot_be_made(
 def test_a_size_without_a_picture(inputs: Path, tmp_path: Path, told: Path) -> None:
     message = submit(tmp_path, str(stage(inputs, tmp_path)), "--publish", f"{tmp_path}/x", "--size", "64x64")
     assert message.startswith("--size needs --prompt")
+
+
+# The longest sample of the 256 class takes some 300 tokens: two of them share a pack of 800, but not of 500.
+@pytest.mark.parametrize(
+    ("nodes", "limit", "words"),
+    [
+        ("1-4", 800, ""),  # 3 ranks get 2 or 3 samples each
+        ("1-4", 500, "--nodes 1-4: on 3 nodes 8 samples cannot be cut into packs of at most 500 tokens, "),
+        ("1-4", 500, "for each of 3 processes (these numbers of nodes do: 1-2, 4; or change data."),
+        ("5-9", 500, "--nodes 5-9: on 5 nodes 8 samples cannot be cut"),
+        ("5-9", 500, "for each of 5 processes; nor on 6-7, 9 (these numbers of nodes do: 1-2, 4, 8; or"),
+        ("9-10", 800, "on 9 nodes 8 samples cannot be shared out among 9 processes; nor on 10 ("),
+    ],
+)
+def test_each_number_of_nodes_of_a_range_must_do(
+    inputs: Path, tmp_path: Path, told: Path, nodes: str, limit: int, words: str
+) -> None:
+    recipe = stage(inputs, tmp_path, data__max_tokens=limit, data__ratio={256: 1})
+    message = submit(tmp_path, str(recipe), "--nodes", nodes)
+    assert words in message and bool(told.read_text()) is (words == "")
+
+
+@pytest.mark.parametrize("nodes", range(1, 9))
+def test_numbers_of_nodes_are_refused_where_the_trainer_refuses_them(
+    inputs: Path, tmp_path: Path, told: Path, nodes: int
+) -> None:
+    recipe = stage(inputs, tmp_path, data__max_tokens=500, data__ratio={256: 1})
+    loaded = load_recipe(StageRecipe, recipe)
+    text_tokenizer = load_text_tokenizer(str(inputs / "text"))
+    add_sequence_tokens(text_tokenizer, loaded.model.p)
+    template = sequence_tokens(text_tokenizer, loaded.model.p).template
+    dataset = LatentDataset(str(inputs / "latents"))
+    try:
+        BatchPlan(loaded.data, dataset, loaded.model.p, template, nodes, SampleCost(1.0))
+    except RecipeError:
+        assert f"on {nodes} nodes" in submit(tmp_path, str(recipe), "--nodes", str(nodes))
+    else:
+        assert submit(tmp_path, str(recipe), "--nodes", str(nodes)).startswith("job 101")
+
+
+def test_a_second_copy_of_the_weights_divides_the_ranks(inputs: Path, tmp_path: Path, told: Path) -> None:
+    recipe = stage(inputs, tmp_path, zero__zero_hpz_partition_size=2, precision="bfloat16")
+    message = submit(tmp_path, str(recipe), "--nodes", "2-4")
+    assert "on 3 nodes zero.zero_hpz_partition_size: 2 does not divide 3 processes" in message
+
+
+def test_a_dataset_without_a_class_of_the_recipe(inputs: Path, tmp_path: Path, told: Path) -> None:
+    recipe = stage(inputs, tmp_path, data__ratio={512: 1})
+    message = submit(tmp_path, str(recipe), "--nodes", "3")
+    assert "data.ratio.512: the dataset has no samples of this class" in message

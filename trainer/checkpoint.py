@@ -139,7 +139,7 @@ class Checkpoints:
         result: list[Any] = [None, None]
         if self._rank == 0:
             try:
-                with _using(self.run.checkpoints):
+                with using(self.run.checkpoints):
                     result[0] = work(*arguments)
             except UserError as error:
                 result[1] = error
@@ -157,7 +157,7 @@ class Checkpoints:
             return None, problems
         mine: list[str] | UserError
         try:
-            with _using(folder):
+            with using(folder):
                 names = sorted(manifest.files)[self._rank :: dist.get_world_size()]
                 mine = list(damage(folder, manifest, names))
         except UserError as error:
@@ -168,7 +168,7 @@ class Checkpoints:
         return manifest, [line for lines in everyones for line in lines]
 
     def _load(self, folder: Path, shards: dict[str, FlatShard]) -> None:
-        with _using(folder):
+        with using(folder):
             reader, planner = PlainReader(folder), LoadPlanner()
             try:
                 dcp.load(dict(shards), storage_reader=reader, planner=planner, process_group=self._group)
@@ -285,7 +285,7 @@ class Checkpoints:
 
 
 @contextmanager
-def _using(place: Path) -> Iterator[None]:
+def using(place: Path) -> Iterator[None]:
     """Turns what a file system says into an error for people, or for the scheduler where it may pass."""
     try:
         with writing_to(place):

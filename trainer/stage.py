@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,29 +15,26 @@ import torch.distributed as dist
 from data_pipeline.global_batch import BatchPlan
 from data_pipeline.latents import LatentDataset
 from data_pipeline.loader import StepBatch, StepLoader
-from foundation.errors import DataError
-from foundation.files import atomic_write
-from foundation.json_files import read_json
 from foundation.progress import say
-from foundation.recipes import recipe_hash
 from models.backbone import describe_attention, fuse_kernels
 from models.text_to_image import TextToImageModel
 from trainer.adapters import add_adapters, seed_dropout, start_tensors
 from trainer.agreement import StepReport
 from trainer.averaging import WeightAverage
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoints, using
 from trainer.costs import sample_cost
 from trainer.engine import Engine, build_module, set_collective_timeout, training_device
 from trainer.flat_shards import FlatShard, shards_of
 from trainer.guard import Guard
-from trainer.lineage import RESTORE, parent_of
+from trainer.lineage import lineage_of
 from trainer.meter import StepMeter
 from trainer.metrics import EventLog, MetricsLog
-from trainer.recipe import CHANGEABLE, StageRecipe
+from trainer.peers import decided_by_first
+from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
 from trainer.samples import SideSampler
 from trainer.signals import StopFlag
-from trainer.stage_start import check_dataset, open_start, refuse_kernels
+from trainer.stage_start import check_dataset, open_start, refuse_kernels, start_files
 from trainer.terminal import Terminal
 from trainer.watchdog import Watchdog
 
@@ -99,7 +95,7 @@ class Stage:
         config, tokens = self.source.config, self.source.tokens
         self.cost = sample_cost(config, recipe.model.lora)
         self.plan = BatchPlan(recipe.data, dataset, config.p, tokens.template, self.ranks, self.cost)
-        self.lineage = self._write_lineage(dataset)
+        self.lineage = decided_by_first(lambda: self._find_lineage(dataset))
         self.engine = self._build_engine()
         decay = recipe.optimizer.ema
         self.average = WeightAverage(self.engine.state, decay) if decay else None
@@ -285,36 +281,9 @@ class Stage:
     def _shards(self) -> dict[str, FlatShard]:
         return shards_of(self.engine.state.fragments(), self.average.values if self.average else None)
 
-    def _write_lineage(self, dataset: LatentDataset) -> dict[str, Any]:
-        """The run's lineage: as its first start recorded it.
-
-        Raises:
-            DataError: the dataset is no longer the one that the run began with.
-        """
-        now: dict[str, Any] = {
-            "recipe_sha256": recipe_hash(self.recipe, exclude=CHANGEABLE),
-            "dataset": {"folder": self.recipe.data.latents, "manifest_sha256": dataset.manifest.sha256()},
-            "tokenizer_fingerprint": dataset.manifest.tokenizer.fingerprint,
-        }
-        try:
-            lineage = read_json(self.run.lineage, RESTORE, "parent", "dataset", "recipe_sha256")
-        except FileNotFoundError:
-            lineage = {**now, "parent": parent_of(self.recipe)}
-            if self.rank == 0:
-                with atomic_write(self.run.lineage) as file:
-                    json.dump(lineage, file, indent=1)
-        if self.recipe.model.lora is not None and lineage["parent"] != parent_of(self.recipe):
-            raise DataError(
-                f"{self.recipe.model.init_from} is no longer the model that {self.run.path} began with, and "
-                "its checkpoints hold adapters to that one: restore it, or start a new run (--fork)."
-            )
-        if lineage["dataset"]["manifest_sha256"] != now["dataset"]["manifest_sha256"]:
-            raise DataError(
-                f"The latents in {self.recipe.data.latents} have changed since {self.run.path} began "
-                "(another manifest). What step s sees would change with them: restore them, or start a new "
-                "run (--fork)."
-            )
-        return lineage
+    def _find_lineage(self, dataset: LatentDataset) -> dict[str, Any]:
+        with using(self.run.path):
+            return lineage_of(self.run, self.recipe, dataset.manifest, start_files(self.recipe))
 
     def _opening_line(self) -> str:
         step, steps = self.progress.step, self.recipe.steps

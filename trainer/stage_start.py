@@ -28,7 +28,19 @@ from models.text_tokens import load_text_tokenizer
 from models.tokenizer import read_tokenizer_config, tokenizer_fingerprint
 from models.weights import ModelSource, expected_specs, grow_patch, locate, open_folder, stored_specs
 from models.weights.grow import grow_rows
-from models.weights.layout import EMBEDDING, HEAD, LLM, LLM_CONFIG, LLM_INDEX, LLM_WHOLE, OUTPUT, PROJECTOR
+from models.weights.layout import (
+    EMBEDDING,
+    HEAD,
+    HEAD_CONFIG,
+    HEAD_WEIGHTS,
+    LLM,
+    LLM_CONFIG,
+    LLM_INDEX,
+    LLM_WHOLE,
+    OUTPUT,
+    PROJECTOR,
+    PROJECTOR_WEIGHTS,
+)
 from trainer.lineage import read_export_manifest
 from trainer.model_recipe import HeadSection
 from trainer.recipe import StageRecipe
@@ -46,10 +58,21 @@ def open_start(recipe: StageRecipe) -> ModelSource:
         if recipe.model.init_from is not None:
             return _from_export(recipe, recipe.model.init_from)
         if recipe.model.pretrained is not None:
-            return _from_language_model(recipe, recipe.model.pretrained)
+            return _from_language_model(recipe)
         return _from_nothing(recipe)
     except ValueError as error:
         raise RecipeError(f"This stage cannot start: {error}") from error
+
+
+def start_files(recipe: StageRecipe) -> list[Path]:
+    """Where the model that `open_start` opens has weights and configuration; [] of a random one."""
+    if recipe.model.init_from is None and recipe.model.pretrained is None:
+        return []
+    folder = _start_folder(recipe)
+    names = [LLM_CONFIG, *_language_model_files(folder)]
+    if recipe.model.init_from is not None:
+        names += [HEAD_CONFIG, HEAD_WEIGHTS, PROJECTOR_WEIGHTS]
+    return [folder / name for name in names]
 
 
 def check_dataset(recipe: StageRecipe, source: ModelSource, dataset: LatentDataset) -> None:
@@ -121,7 +144,7 @@ def _check_vocabulary(
 
 
 def _from_export(recipe: StageRecipe, name: str) -> ModelSource:
-    folder = locate(name)
+    folder = _start_folder(recipe)
     source, manifest = open_folder(folder), read_export_manifest(folder)
     vocabulary = text_tokenizer_hash(source.text_tokenizer)
     if manifest is not None and manifest.get("vocabulary_sha256") != vocabulary:
@@ -160,11 +183,11 @@ def _from_nothing(recipe: StageRecipe) -> ModelSource:
     )
 
 
-def _from_language_model(recipe: StageRecipe, name: str) -> ModelSource:
+def _from_language_model(recipe: StageRecipe) -> ModelSource:
     """A published Qwen3: its own weights, new rows for the new tokens, a fresh head and projector."""
     head = recipe.model.head
     assert head is not None
-    folder = locate(name if Path(name).exists() or name.startswith("hf:") else f"hf:{name}")
+    folder = _start_folder(recipe)
     text_tokenizer = load_text_tokenizer(folder)
     known = len(text_tokenizer)
     add_sequence_tokens(text_tokenizer, recipe.model.p)
@@ -187,9 +210,21 @@ def _from_language_model(recipe: StageRecipe, name: str) -> ModelSource:
     return ModelSource(config, text_tokenizer, None, specs, tensors)
 
 
+def _start_folder(recipe: StageRecipe) -> Path:
+    """Here, fetched where it is on the hub; of a start that is not random."""
+    if recipe.model.init_from is not None:
+        return locate(recipe.model.init_from)
+    name = recipe.model.pretrained
+    assert name is not None
+    return locate(name if Path(name).exists() or name.startswith("hf:") else f"hf:{name}")
+
+
+def _language_model_files(folder: Path) -> list[str]:
+    return read_index(folder, LLM_INDEX) if (folder / LLM_INDEX).is_file() else [LLM_WHOLE]
+
+
 def _language_model_tensors(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
-    files = read_index(folder, LLM_INDEX) if (folder / LLM_INDEX).is_file() else [LLM_WHOLE]
-    for file in files:
+    for file in _language_model_files(folder):
         places = {LLM + name: Place(file, name) for name in read_specs(folder / file)}
         if config.tie_word_embeddings:
             places.pop(OUTPUT, None)  # Qwen's small models are published with a copy of the embedding

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_stage import make_inputs, write_recipe
 from torch.distributed.checkpoint import FileSystemReader
 from whole_runs import bitdance, computed, start, wait_until, weights
@@ -91,10 +91,13 @@ def test_killed_and_started_again_it_ends_in_the_same_bits(inputs: Path) -> None
     assert weights(killed) == weights(inputs / "undisturbed")
 
 
-def test_another_base_is_refused(inputs: Path, run: Path) -> None:
-    lineage = json.loads((run / "lineage.json").read_text())
-    assert lineage["parent"]["from"] == str(inputs / "base" / "export")
-    (run / "lineage.json").write_text(json.dumps({**lineage, "parent": {"from": "elsewhere"}}))
+def test_another_base_under_the_same_path_is_refused(inputs: Path, run: Path) -> None:
+    file = inputs / "base" / "export" / "projector.safetensors"
+    ours = json.loads((run / "lineage.json").read_text())["parent"]["files"][file.name]
+    save_file({name: weight + 1 for name, weight in load_file(file).items()}, file)
     (run / "export").rename(run / "export-before")
     done: subprocess.CompletedProcess = bitdance("train", str(run / "recipe.yaml"))
-    assert done.returncode == 65 and "no longer the model" in done.stdout
+    assert done.returncode == 65 and "Traceback" not in done.stdout
+    assert (
+        done.stdout.count(f"{file}: its hash is ") == 1 and f"the run began with {ours[:12]}" in done.stdout
+    )

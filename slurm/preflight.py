@@ -6,7 +6,6 @@ Reports go through a TCP store and not through a collective, so that a rank that
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,8 @@ from foundation.errors import ExitCode
 from foundation.progress import say
 from slurm.node_checks import Limits, Report, check_node
 from trainer.recipe import StageRecipe
+
+LEAVE_SECONDS = 10.0  # in which the other ranks take the verdict
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,17 @@ class Verdict:
         return ExitCode.RECIPE if alike and everywhere else ExitCode.REQUEUE
 
 
-def preflight(recipe: StageRecipe, limits: Limits, nodes: Sequence[str]) -> Verdict:
+def preflight(
+    recipe: StageRecipe, limits: Limits, nodes: Sequence[str], environment: Mapping[str, str]
+) -> Verdict:
     """Look at this rank's node and agree with all others (collective).
 
     Args:
         nodes: of the job, in Slurm's order: ranks fill one after the other.
+        environment: what srun has set, and RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
     """
     from slurm.interconnect import check_gpu, node_name, start_group, store_of
 
-    environment = os.environ
     rank, ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     token = Path(recipe.run) / "slurm" / f".preflight-{environment.get('SLURM_JOB_ID', '0')}"
     if rank == 0:
@@ -114,7 +117,7 @@ def _leave_together(store: object, rank: int, ranks: int) -> None:
 
     assert isinstance(store, Store)
     store.add("left", 1)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LEAVE_SECONDS
     while rank == 0 and store.add("left", 0) < ranks and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -147,7 +150,7 @@ def judge(reports: Sequence[Report], nodes: list[str], figures: str) -> Verdict:
     return Verdict(bad, nodes, figures)
 
 
-def announce(verdict: Verdict, environment: Mapping[str, str]) -> None:
+def announce(verdict: Verdict) -> None:
     """Say it in the job's log, from where `slurm.after` takes the names of the nodes to leave out."""
     if not verdict.bad:
         say(f"bitdance: preflight of {len(verdict.nodes)} nodes passed: {verdict.figures}")

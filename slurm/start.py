@@ -51,9 +51,9 @@ def start(stop: StopFlag, arguments: list[str] | None = None) -> int:
             say(f"{recipe.run} is finished: {finished} steps, the model is in {recipe.run}/export")
         return ExitCode.DONE
     limits = Limits(**{f.name: getattr(options, f.name) for f in fields(Limits)})
-    verdict = preflight(recipe, limits, options.nodes.split())
+    verdict = preflight(recipe, limits, options.nodes.split(), os.environ)
     if speaks:
-        announce(verdict, os.environ)
+        announce(verdict)
         _note_start(recipe)
     code = verdict.code
     if not verdict.bad:

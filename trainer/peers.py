@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from foundation.errors import ExitCode, UserError
+from trainer.lost_ranks import RankLost, lost_another
 
 T = TypeVar("T")
 LAST_WAIT = 10.0  # seconds
@@ -56,6 +57,7 @@ def decided_by_first(decide: Callable[[], T]) -> T:
 
     Raises:
         UserError, OSError: on all ranks, what rank 0 has met.
+        RankLost: rank 0 is gone.
     """
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
@@ -63,7 +65,15 @@ def decided_by_first(decide: Callable[[], T]) -> T:
             answer = [decide()]
         except (UserError, OSError) as error:
             answer = [error]
-    dist.broadcast_object_list(answer, src=0)
+    try:
+        dist.broadcast_object_list(answer, src=0)
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        raise RankLost(
+            f"rank {dist.get_rank()} has lost rank 0, which was about to say how to go on; its own words "
+            "tell why. The same command goes on from the last checkpoint."
+        ) from error
     if isinstance(answer[0], UserError | OSError):
         raise answer[0]
     decision: T = answer[0]

@@ -23,12 +23,11 @@ from foundation.parent_process import die_with
 from foundation.progress import say
 from foundation.recipes import load_recipe
 from trainer.launch import PARENT_VARIABLE
+from trainer.lost_ranks import RankLost, lost_another
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder, claimed, note_refusal, take_start
 from trainer.signals import STOP_SIGNALS, StopFlag
 from trainer.terminal import Terminal
-
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 class OtherRanksFault(UserError):
@@ -65,6 +64,7 @@ def join_run(find: Callable[[], StageRecipe | None], despite_no_progress: bool) 
 
     Raises:
         UserError, OSError: on rank 0, what `find` raises; the other ranks return its exit code.
+        RankLost: rank 0 is gone before it has decided.
     """
     stop = StopFlag()
     stop.install()
@@ -80,7 +80,7 @@ def join_run(find: Callable[[], StageRecipe | None], despite_no_progress: bool) 
         recipe = decided_by_first(find)
         return ExitCode.DONE if recipe is None else run_rank(recipe, stop, despite_no_progress)
     except (UserError, OSError) as error:
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 or isinstance(error, RankLost):
             raise
         return error.exit_code if isinstance(error, UserError) else ExitCode.RECIPE
     finally:
@@ -110,13 +110,6 @@ def run_rank(recipe: StageRecipe, stop: StopFlag, despite_no_progress: bool) -> 
         terminal.complain(f"rank {rank} {what}. The traceback is in {run.logs}/rank-{rank}.log")
         # Not a return: threads and collectives of a broken rank may never end.
         os._exit(ExitCode.BUG)
-
-
-def lost_another(error: Exception) -> bool:
-    """Whether this is what a rank meets in a collective when another one's process is gone: gloo's and NCCL's
-    words, since their exceptions have no kinds.
-    """
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
 
 
 def _train(

@@ -12,7 +12,7 @@ import trainer.launch
 from foundation.errors import ExitCode, RecipeError
 from foundation.recipes import load_recipe
 from trainer.launch import _Signals, _verdict, launch, started_as_rank
-from trainer.rank import distributed_variables, lost_another
+from trainer.rank import distributed_variables
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
 from trainer.signals import STOP_SIGNALS
@@ -61,11 +61,6 @@ def test_a_rank_that_is_killed_is_no_bug_of_those_that_lose_it(
     assert line.startswith("Rank 1 was ended by SIGKILL") and "rank-1.log; the same command goes on" in line
     assert ends_of_ranks(recipe, monkeypatch, "exit 70", "sleep 0.2; kill -9 $$") == ExitCode.BUG
     assert capsys.readouterr().out == ""
-
-
-def test_a_lost_connection_is_told_from_a_rank_s_own_failure() -> None:
-    gloo = "[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:20869"
-    assert lost_another(RuntimeError(gloo)) and not lost_another(RuntimeError("shapes do not match"))
 
 
 def test_ranks_are_told_by_their_environment() -> None:

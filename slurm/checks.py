@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import grp
-import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from foundation.errors import ExitCode, Problems
+from foundation.errors import Problems
 from slurm.controller import SlurmError, missing_commands, show
-from slurm.fitting import check_batch
+from slurm.fitting import check_batch, check_memory
 from slurm.site import SITE_FILE, Site, SiteFile
 from slurm.work import Work
+from trainer.plan.gpus import GPUS
 from trainer.recipe import StageRecipe
 
+_GPU = re.compile(r"\bgpu(?::([^:,(]+))?:(\d+)")  # type and count
 UNIT_SECONDS = (1, 60, 3600)
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # never shared, unless the site file says so
 
@@ -32,14 +32,18 @@ def node_range(text: str) -> tuple[int, int] | None:
     return (least, most) if 1 <= least <= most else None
 
 
-def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> None:
-    """Slurm's commands, its controller, the partition, and whether it has what is asked for."""
+def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> list[dict[str, str]]:
+    """Slurm's commands, its controller, the partition, and whether it has what is asked for.
+
+    Returns:
+        The partition's nodes, as `show` tells them; [] where that was not to be had.
+    """
     missing = missing_commands()
     if missing:
         problems.add(
             "Slurm", f"{', '.join(missing)} not found", "submit on a login node, where Slurm's commands are"
         )
-        return
+        return []
     least_most = node_range(nodes)
     if least_most is None:
         problems.add("--nodes", f"{nodes!r} is no number of nodes", "for example 16, or 12-16")
@@ -47,11 +51,15 @@ def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> None:
         partitions = show("partition")
     except SlurmError as error:
         problems.add("Slurm", str(error), "ask the cluster's people, or try again")
-        return
+        return []
     partition = _partition(problems, file, partitions)
-    if partition is not None:
-        _check_permission(problems, file.site, partition)
-        _check_size(problems, file.site, partition, least_most or (1, 1))
+    if partition is None:
+        return []
+    _check_permission(problems, file.site, partition)
+    _check_size(problems, file.site, partition, least_most or (1, 1))
+    named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
+    _check_gpus(problems, file.site, f"partition {partition['PartitionName']}", named)
+    return named
 
 
 def _partition(
@@ -113,7 +121,9 @@ def _check_size(
     if wanted is not None and site.save_seconds >= wanted:
         found = f"{site.save_seconds} s before the limit of {site.time_limit} is before the start"
         problems.add("SAVE_SECONDS", found, "lower it, or raise TIME_LIMIT")
-    named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
+
+
+def _check_gpus(problems: Problems, site: Site, where: str, named: Sequence[dict[str, str]]) -> None:
     most = max((gpus_of(node) for node in named), default=0)
     if most < site.gpus_per_node:
         found = f"{site.gpus_per_node} are wanted, the nodes of {where} have {most}"
@@ -139,11 +149,18 @@ def seconds_of(text: str | None) -> int | None:
 
 def gpus_of(node: dict[str, str]) -> int:
     """GPUs of a node, of any type: `gpu:8` or `gpu:h100:8(S:0-1)`."""
-    return sum(int(n) for n in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", node.get("Gres", "")))
+    return sum(int(count) for _, count in _GPU.findall(node.get("Gres", "")))
 
 
-def check_work(problems: Problems, work: Work, made_before: set[Path], file: SiteFile) -> None:
-    """Whether a job finds what it reads, in places that all nodes see, and fits on what it gets."""
+def check_work(
+    problems: Problems, work: Work, made_before: set[Path], file: SiteFile, nodes: Sequence[dict[str, str]]
+) -> None:
+    """Whether a job finds what it reads, in places that all nodes see, and fits on what it gets.
+
+    Args:
+        made_before: run folders and datasets of the jobs that it waits for.
+        nodes: of the partition.
+    """
     shared = [Path(folder) for folder in file.site.shared_folders.split(":") if folder]
     for key, path in work.reads.items():
         if not path.exists() and not any(path == made or made in path.parents for made in made_before):
@@ -154,7 +171,7 @@ def check_work(problems: Problems, work: Work, made_before: set[Path], file: Sit
     if work.check is not None:
         work.check(problems)
     if isinstance(work.recipe, StageRecipe):
-        _check_fits(problems, work, work.recipe, file.site)
+        _check_fits(problems, work, work.recipe, file.site, nodes)
 
 
 def check_interpreter(problems: Problems, file: SiteFile) -> None:
@@ -179,26 +196,28 @@ def _check_shared(problems: Problems, where: str, path: Path, shared: Sequence[P
         problems.add(where, f"{place} is on this machine alone", fix)
 
 
-def _check_fits(problems: Problems, work: Work, recipe: StageRecipe, site: Site) -> None:
+def _check_fits(
+    problems: Problems, work: Work, recipe: StageRecipe, site: Site, nodes: Sequence[dict[str, str]]
+) -> None:
     least_most = node_range(work.options["nodes"] or "")
     if least_most is None:
         return  # said already
+    before = len(problems.lines)
     check_batch(problems, work, recipe, least_most, "GPUs" if site.gpus_per_node else "processes")
-    if site.gpus_per_node and site.gpu_kind:
+    if site.gpus_per_node and len(problems.lines) == before:
         ranks = least_most[0] * int(work.options["ntasks-per-node"] or 1)
-        _check_memory(problems, work, site.gpu_kind, ranks)
+        check_memory(problems, work, recipe, ranks, gpu_kind(site, nodes))
 
 
-def _check_memory(problems: Problems, work: Work, gpu: str, ranks: int) -> None:
-    """`bitdance plan` says whether a stage fits on so many GPUs, and what would make it fit."""
-    command = [sys.executable, "-m", "bitdance", "plan", *work.source]
-    command += ["--gpus", str(ranks), "--gpu", gpu, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode != ExitCode.RECIPE:
-        return
-    try:
-        remedies = "; ".join(json.loads(done.stdout)["remedies"])
-    except ValueError:  # not a plan that does not fit, but none at all; stderr says why
-        problems.add(work.title, done.stderr.strip().removeprefix("error: "))
-        return
-    problems.add(work.title, f"it needs more than the {ranks} GPUs ({gpu}) asked for", remedies)
+def gpu_kind(site: Site, nodes: Sequence[dict[str, str]]) -> str:
+    """The kind of GPU that a job gets: what the site file says; else, of the kinds that the nodes' types of
+    GPUs may stand for (of all, where a type is missing or unknown), the one with most memory.
+    """
+    if site.gpu_kind is not None:
+        return site.gpu_kind
+    kinds: set[str] = set()
+    for node in nodes:
+        for kind in _GPU.findall(node.get("Gres", "")):
+            words = re.split(r"[^a-z0-9]+", kind[0].lower())
+            kinds.update([name for name in GPUS if name.partition("-")[0] in words] or GPUS)
+    return max(kinds or GPUS, key=lambda name: GPUS[name].memory)

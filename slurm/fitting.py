@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import count, groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation.errors import Problems, RecipeError, UserError
+from foundation.progress import say
 from slurm.work import Work
 from trainer.recipe import StageRecipe
 
@@ -44,6 +46,28 @@ def check_batch(
         fix = f"these numbers of nodes do: {right}; or" if right else "no smaller number does:"
         fix += " change data.global_batch_size, best to a multiple of the ranks"
         problems.add(f"{work.title}: --nodes {work.options['nodes']}", found, fix)
+
+
+def check_memory(problems: Problems, work: Work, recipe: StageRecipe, ranks: int, kind: str) -> None:
+    """Note it where `bitdance plan` finds that the stage needs more than so many GPUs of this kind."""
+    from trainer.plan.estimate import Rates, make_plan
+    from trainer.plan.model_size import model_size
+    from trainer.plan.remedies import remedies
+
+    path = Path(work.source[0])
+    try:
+        model_size(recipe, path)
+    except RecipeError as error:
+        say(f"{work.title}: whether it fits into its GPUs is not looked at. {error}")
+        return
+    try:
+        plan = make_plan(recipe, path, ranks, kind, Rates(0.4, None, None, 30.0))  # no matter for the memory
+    except UserError as error:
+        problems.add(work.title, str(error))
+        return
+    if not plan.fits:
+        found = f"it needs more than the {ranks} GPUs ({kind}) asked for"
+        problems.add(work.title, found, "; ".join(remedies(plan)))
 
 
 def _ranges(numbers: Iterable[int]) -> str:

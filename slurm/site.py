@@ -17,6 +17,7 @@ from foundation.errors import Problems, RecipeError
 from foundation.sections import Section
 from slurm.node_checks import add_limits
 from slurm.script import options_of
+from trainer.plan.gpus import GPUS
 
 SITE_FILE = Path("slurm/site.env")
 _ASSIGNMENT = re.compile(r"(\s*(?:export\s+)?)([A-Z][A-Z0-9_]*)=(.*)")
@@ -56,6 +57,13 @@ class Site(Section):
     @classmethod
     def _of_sbatch(cls, value: str) -> str:
         options_of(value)
+        return value
+
+    @field_validator("gpu_kind")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in GPUS:
+            raise ValueError(f"expected one of {', '.join(GPUS)}")
         return value
 
     @field_validator("preflight_options")

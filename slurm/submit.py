@@ -55,11 +55,11 @@ def check_all(works: Sequence[Work], asked: Asked, file: SiteFile) -> None:
         RecipeError: all that is wrong.
     """
     problems = Problems()
-    check_cluster(problems, file, asked.nodes)
+    nodes = check_cluster(problems, file, asked.nodes)
     check_interpreter(problems, file)
     made: set[Path] = set()
     for work in works:
-        check_work(problems, work, made, file)
+        check_work(problems, work, made, file, nodes)
         if work.makes is not None:
             made.add(work.makes.parent)  # the run, or the dataset with its text tokenizer
     problems.raise_if_any(RecipeError, "Nothing was submitted")

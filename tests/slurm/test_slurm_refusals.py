@@ -5,18 +5,25 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_stage import make_inputs, write_recipe
+import yaml
+from small_stage import make_inputs, recipe_values, write_recipe
 from stand_in import write_commands
 from typer.testing import CliRunner
 
 from data_pipeline.global_batch import BatchPlan
 from data_pipeline.latents import LatentDataset
 from data_pipeline.packing import SampleCost
-from foundation.errors import RecipeError
+from foundation.errors import Problems, RecipeError
 from foundation.recipes import load_recipe
 from models.layout import add_sequence_tokens, sequence_tokens
 from models.text_tokens import load_text_tokenizer
+from slurm import checks
+from slurm.checks import gpu_kind
 from slurm.cli import app
+from slurm.fitting import check_memory
+from slurm.history import JobFolder
+from slurm.site import Site
+from slurm.work import Work
 from trainer.recipe import StageRecipe
 
 ROOT = Path(__file__).parents[2]
@@ -164,3 +171,52 @@ def test_a_dataset_without_a_class_of_the_recipe(inputs: Path, tmp_path: Path, t
     recipe = stage(inputs, tmp_path, data__ratio={512: 1})
     message = submit(tmp_path, str(recipe), "--nodes", "3")
     assert "data.ratio.512: the dataset has no samples of this class" in message
+
+
+@pytest.mark.parametrize(
+    ("gres", "kind"),
+    [
+        (["gpu:8"], "b200-180g"),
+        (["gpu:a100:8(S:0-1)"], "a100-80g"),
+        (["gpu:nvidia_h100_80gb_hbm3:8,shard:16"], "h100-80g"),
+        (["gpu:gh200:8"], "b200-180g"),
+        (["gpu:a100:8", "gpu:h200:8", "(null)"], "h200-141g"),
+        (["gpu:a100:8", "gpu:mystery:8"], "b200-180g"),
+        ([], "b200-180g"),
+    ],
+)
+def test_the_kind_of_gpu_is_the_largest_that_the_nodes_may_have(gres: list[str], kind: str) -> None:
+    nodes = [{"Gres": of_node} for of_node in gres]
+    assert gpu_kind(Site(), nodes) == kind
+    assert gpu_kind(Site(gpu_kind="l40s-48g"), nodes) == "l40s-48g"
+
+
+def test_memory_is_looked_at_without_a_word_about_the_kind(
+    inputs: Path, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How, the tests of `check_memory` and of the plan show; it takes seconds."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(checks, "check_memory", lambda problems, work, recipe, *about: asked.append(about))
+    write_commands(tmp_path / "bin", "gpu:a100:8")
+    submit(tmp_path, str(stage(inputs, tmp_path)), "--nodes", "2-4", GPUS_PER_NODE="2")
+    assert asked == [(4, "a100-80g")]
+
+
+def test_a_kind_of_gpu_that_is_not_known(inputs: Path, tmp_path: Path, told: Path) -> None:
+    message = submit(tmp_path, str(stage(inputs, tmp_path)), GPUS_PER_NODE="1", GPU_KIND="h100")
+    assert "site.env:3: GPU_KIND=h100: expected one of a100-40g, " in message
+
+
+def test_a_model_whose_size_nobody_knows_is_let_pass(
+    tmp_path: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes from a stage of the chain whose recipe stands elsewhere."""
+    model = {"p": 4, "init_from": str(tmp_path / "first" / "export")}
+    path = tmp_path / "second.yaml"
+    path.write_text(yaml.safe_dump(recipe_values(inputs, run=str(tmp_path / "second")) | {"model": model}))
+    recipe = load_recipe(StageRecipe, path)
+    work = Work("train second", "train.sbatch", (), {}, JobFolder.of_run(recipe.run), source=(str(path),))
+    check_memory(problems := Problems(), work, recipe, 8, "h100-80g")
+    said = " ".join(capsys.readouterr().out.split())
+    assert not problems.lines
+    assert said.startswith("train second: whether it fits into its GPUs is not looked at. model.init_from: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from foundation.errors import RecipeError
 from foundation.partials import partial_path
 
 
@@ -73,3 +75,31 @@ def sha256_file(path: str | Path) -> str:
     """The SHA-256 of a file's content, as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_locked(path: str | Path, mode: str, operation: int) -> IO[str]:
+    """Open a file that is a lock, and hold it for as long as the file is open.
+
+    Args:
+        operation: of flock(2).
+
+    Raises:
+        FileNotFoundError: there is none, and ``mode`` makes none.
+        BlockingIOError: ``operation`` does not wait, and another process holds it.
+        RecipeError: it cannot be made, or its file system knows no locks.
+    """
+    try:
+        file: IO[str] = open(path, mode)  # noqa: SIM115  (the caller closes it)
+        try:
+            fcntl.flock(file, operation)
+        except OSError:
+            file.close()
+            raise
+    except (FileNotFoundError, BlockingIOError):
+        raise
+    except OSError as error:
+        raise RecipeError(
+            f"{path} cannot be locked ({error.strerror}): name a folder that can be written to, on a file "
+            "system with locks"
+        ) from None
+    return file

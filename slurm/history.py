@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foundation.files import open_locked
+
 COMMENT = "bitdance "  # what a job's comment begins with; the path of its `JobFolder` follows
 
 
@@ -91,6 +93,5 @@ class JobFolder:
     def held(self) -> Iterator[None]:
         """Two people who submit the same run at once do so one after the other."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with open_locked(self.path / "lock", "w", fcntl.LOCK_EX):
             yield

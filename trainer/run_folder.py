@@ -26,7 +26,7 @@ from typing import IO, Any
 import yaml
 
 from foundation.errors import DataError, ExitCode, UserError
-from foundation.files import atomic_write
+from foundation.files import atomic_write, open_locked
 from foundation.json_files import read_json
 from foundation.ownership import FolderTaken, taken_by_another
 from foundation.partials import PARTIAL_SUFFIX
@@ -200,15 +200,14 @@ def lock_run(run: RunFolder) -> IO[str]:
 
     Raises:
         RunInUse: another living process holds it.
+        RecipeError: nothing can be held there.
     """
-    file = open(run.path / "lock", "a+")  # noqa: SIM115  (open for as long as the process lives)
+    path = run.path / "lock"
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = open_locked(path, "a+", fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        raise RunInUse(
-            f"{run.path} is being trained by process {file.read().strip() or '?'} already"
-        ) from None
+        holder = path.read_text().strip() or "?"
+        raise RunInUse(f"{run.path} is being trained by process {holder} already") from None
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -217,8 +216,7 @@ def lock_run(run: RunFolder) -> IO[str]:
 
 def _held_by_another(run: RunFolder) -> bool:
     try:
-        with open(run.path / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        open_locked(run.path / "lock", "r", fcntl.LOCK_SH | fcntl.LOCK_NB).close()
     except FileNotFoundError:
         return False
     except BlockingIOError:

@@ -1,11 +1,14 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
+import fcntl
 import hashlib
+import os
 
 import pytest
 
-from foundation.errors import DataError
-from foundation.files import atomic_write, commit_folder, sha256_file
+from foundation.errors import DataError, RecipeError
+from foundation.files import atomic_write, commit_folder, open_locked, sha256_file
 from foundation.json_files import read_json
 
 
@@ -75,3 +78,32 @@ def test_a_whole_json_file_is_read_and_a_missing_one_is_the_callers(tmp_path):
     assert read_json(tmp_path / "state.json", "", "a") == {"a": 1, "b": [2]}
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "absent.json", "")
+
+
+def test_a_lock_is_held_while_its_file_is_open(tmp_path):
+    path, at_once = tmp_path / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB
+    with open_locked(path, "w", at_once), pytest.raises(BlockingIOError):
+        open_locked(path, "r", at_once)
+    open_locked(path, "r", at_once).close()
+    with pytest.raises(FileNotFoundError):
+        open_locked(tmp_path / "none", "r", at_once)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RecipeError) as refused:
+        open_locked(tmp_path / "lock", "w", fcntl.LOCK_EX)
+    assert str(refused.value).startswith(f"{tmp_path}/lock cannot be locked ({os.strerror(number)}): ")
+
+
+def test_a_lock_that_cannot_be_made_is_told(tmp_path, monkeypatch):
+    def read_only(path, mode):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr("builtins.open", read_only)
+    with pytest.raises(RecipeError, match=r"/lock cannot be locked \(Read-only file system\)"):
+        open_locked(tmp_path / "lock", "w", fcntl.LOCK_EX)

@@ -1,5 +1,7 @@
 """What a job and its submission find around them: a shell, groups, a busy controller, a site file."""
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from foundation.errors import Problems, RecipeError
 from slurm import checks, controller
 from slurm.controller import SlurmError, patiently
+from slurm.history import JobFolder
 from slurm.script import SCRIPTS
 from slurm.site import Site, read_site
 from slurm.start import of_srun
@@ -20,6 +23,21 @@ def test_the_submitters_ranks_are_not_the_jobs() -> None:
     environment = shell | srun | {"MASTER_ADDR": "n1", "MASTER_PORT": "15000"}
     found = distributed_variables(environment | of_srun(environment))
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("3", "4", "1")
+
+
+def test_a_folder_without_locks_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Some network file systems have none: two submissions of a run could not be kept apart."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = JobFolder.of_run(tmp_path)
+    with (
+        pytest.raises(RecipeError, match=r"slurm/lock cannot be locked \(No locks available\)"),
+        folder.held(),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("allowed", "complaints"), [("ALL", 0), ("staff", 1)])

@@ -13,8 +13,9 @@ from data_pipeline.packing import SampleCost
 from foundation.progress import say
 from trainer.agreement import StepReport
 from trainer.costs import BACKWARD_AND_FORWARD
+from trainer.metrics import first_trained
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder, first_started
+from trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from data_pipeline.loader import StepBatch
@@ -32,7 +33,7 @@ class StepMeter:
             speaks: also tell a person, every `metrics.print_every` steps.
         """
         self._recipe, self._cost, self._ranks, self._speaks = recipe, cost, ranks, speaks
-        self._first_start = first_started(run)
+        self._began = first_trained(run)
         self._seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
 
     def line(
@@ -50,7 +51,7 @@ class StepMeter:
         Units: losses as in `losses.StepLosses.means`; `seconds`, `data_wait` and `eta_seconds` in seconds;
         `memory_gb` of 1e9 bytes (GPU: peak allocated; CPU: peak resident) on rank 0; `mfu`, `imbalance`
         (heaviest pack over the mean, by cost), `utilization` (of the packs' tokens) and `effective_share`
-        (time in steps that count, since the run's first start) are ratios.
+        (time in steps that count, since the first start that trained) are ratios.
         """
         self._seconds.append(seconds)
         step, typical = progress.step - 1, sum(self._seconds) / len(self._seconds)
@@ -78,9 +79,7 @@ class StepMeter:
             "tflops_per_device": round(flops / seconds / self._ranks / 1e12, 4),
             "memory_gb": round(memory_bytes() / 1e9, 3),
             "eta_seconds": round(typical * (self._recipe.steps - progress.step), 1),
-            "effective_share": round(
-                progress.seconds / max(progress.seconds, time.time() - self._first_start), 4
-            ),
+            "effective_share": round(progress.seconds / max(progress.seconds, time.time() - self._began), 4),
         }
         if self._recipe.metrics.peak_tflops:
             line["mfu"] = round(line["tflops_per_device"] / self._recipe.metrics.peak_tflops, 4)

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 from foundation.files import atomic_write
 from foundation.progress import say
 from trainer.recipe import StageRecipe
-from trainer.run_folder import RunFolder, first_started
+from trainer.run_folder import RunFolder, first_started, starts_of
 
 WANDB_PROBE_SECONDS = 5.0
 
@@ -100,6 +100,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Those lines of a `metrics.jsonl` that are whole and of a step."""
     return [line for line in read_lines(path) if type(line.get("step")) is int]
+
+
+def first_trained(run: RunFolder) -> float:
+    """When the first start began that came as far as to train, in seconds since 1970; before there is one,
+    when the latest start did.
+    """
+    trained = {line.get("start") for line in read_lines(run.events) if line.get("event") == "started"}
+    times = [(number, start["time"]) for number, start in enumerate(starts_of(run), start=1) if start]
+    return float(next((began for number, began in times if number in trained), times[-1][1]))
 
 
 def _start_wandb(run: RunFolder, recipe: StageRecipe) -> Any:

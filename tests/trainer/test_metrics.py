@@ -12,7 +12,7 @@ from small_stage import write_recipe
 
 from foundation.recipes import load_recipe
 from trainer import metrics
-from trainer.metrics import EventLog, MetricsLog, read_lines
+from trainer.metrics import EventLog, MetricsLog, first_trained, read_lines
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
 from trainer.stage import Stage
@@ -207,3 +207,17 @@ def test_what_cannot_be_closed_keeps_nothing_else_open() -> None:
     with pytest.raises(OSError, match="disk"):
         Stage.close(SimpleNamespace(**{name: part(name) for name in names}))  # type: ignore[arg-type]
     assert closed == names
+
+
+def test_the_clock_of_a_run_starts_with_the_first_start_that_trains(tmp_path: Path) -> None:
+    """One is refused, one dies while it loads, one trains and is then refused, one is about to train."""
+    run = RunFolder(tmp_path)
+    run.starts.mkdir()
+    records = ({"time": 1.0, "refused": 65}, {"time": 2.0}, {"time": 3.0, "refused": 65}, {"time": 4.0})
+    for number, record in enumerate(records, start=1):
+        (run.starts / f"{number:04}.json").write_text(json.dumps(record))
+        EventLog(run, number, writes=True).write("checkpoint_passed_over", step=1)
+        assert first_trained(run) == (record["time"] if number <= 3 else 3.0)
+        if number >= 3:
+            EventLog(run, number, writes=True).write("started", step=0)
+    assert first_trained(run) == 3.0

@@ -43,7 +43,7 @@ PANELS = (
     Panel("Imbalance across ranks", "heaviest pack over mean", ("imbalance",)),
     Panel("Token utilization", "share of the packs", ("utilization",)),
     Panel("Memory", "GB, peak", ("memory_gb",)),
-    Panel("Effective time", "share since the first start", ("effective_share",)),
+    Panel("Effective time", "share since the first start that trained", ("effective_share",)),
 )
 
 

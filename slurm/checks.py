@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import grp
 import os
 import re
@@ -163,7 +164,8 @@ def check_work(
     """
     shared = [Path(folder) for folder in file.site.shared_folders.split(":") if folder]
     for key, path in work.reads.items():
-        if not path.exists() and not any(path == made or made in path.parents for made in made_before):
+        made = any(path == folder or folder in path.parents for folder in made_before)
+        if not made and not path.exists() and not any(glob.iglob(str(path), recursive=True)):
             fix = "make it first, or name the recipe that makes it before this one in --chain"
             problems.add(f"{work.title}: {key}", f"{path} does not exist", fix)
     for key, path in {**work.reads, "its folder": work.folder.path}.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Work:
         arguments: of the script.
         options: of sbatch.
         folder: where its traces go.
-        reads: key of the recipe -> local path that must be there when it starts.
+        reads: key of the recipe -> local path, or glob, that must be there when it starts.
         makes: path that is there when it has ended.
         recipe: what the job carries out, where that is a recipe.
         source: its file and overrides, as for the command line.
@@ -147,13 +147,25 @@ def stage_work(recipe: StageRecipe, asked: Asked, site: Site) -> Work:
 
 def _stage_reads(recipe: StageRecipe) -> dict[str, Path]:
     random = recipe.model.random
-    named = {
-        "tokenizer": recipe.tokenizer,
-        "data.latents": f"{recipe.data.latents}/manifest.json",
-        "model.init_from": recipe.model.init_from,
-        "model.random.text_tokenizer": random.text_tokenizer if random else None,
-    }
+    return local_paths(
+        {
+            "tokenizer": recipe.tokenizer,
+            "data.latents": f"{recipe.data.latents}/manifest.json",
+            "model.init_from": recipe.model.init_from,
+            "model.pretrained": path_of(recipe.model.pretrained),
+            "model.random.text_tokenizer": random.text_tokenizer if random else None,
+        }
+    )
+
+
+def local_paths(named: Mapping[str, str | None]) -> dict[str, Path]:
+    """What stands in files and folders, of what some keys of a recipe name."""
     return {key: Path(value) for key, value in named.items() if value is not None and is_local(value)}
+
+
+def path_of(name: str | None) -> str | None:
+    """A name that is one of a folder or one on the hub, where it is that of a folder."""
+    return name if name is not None and (os.path.isabs(name) or os.path.exists(name)) else None
 
 
 def is_local(name: str) -> bool:
@@ -176,8 +188,7 @@ def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work
         arguments=(str(folder.path / "recipe.yaml"), str(asked.slices)),
         options=options | options_of(site.sbatch_options),
         folder=folder,
-        reads={"tokenizer": Path(recipe.tokenizer)}
-        | ({"keep.rows": Path(recipe.keep.rows)} if recipe.keep and is_local(recipe.keep.rows) else {}),
+        reads=_tokenize_reads(recipe),
         makes=manifest,
         recipe=recipe,
     )
@@ -187,15 +198,28 @@ def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work
     return [array, replace(finish, makes=manifest)]
 
 
+def _tokenize_reads(recipe: TokenizeRecipe) -> dict[str, Path]:
+    return local_paths(
+        {f"input.path.{number}": path for number, path in enumerate(recipe.input.path)}
+        | {
+            "input.captions": recipe.input.captions,
+            "keep.rows": recipe.keep.rows if recipe.keep else None,
+            "tokenizer": recipe.tokenizer,
+            "text_tokenizer.name": path_of(recipe.text_tokenizer.name),
+        }
+    )
+
+
 def filter_work(recipe: FilterRecipe, site: Site) -> Work:
     """Choosing the rows of metadata that are worth having."""
     arguments = ("data", "filter", str(JobFolder.beside(recipe.output).path / "recipe.yaml"))
     work = command_work(f"filter {recipe.output}", arguments, recipe.output, site)
-    reads = {
-        f"sources.{number}": Path(source)
-        for number, source in enumerate(recipe.sources)
-        if is_local(source) and not set(source) & set("*?[")
+    joined = {
+        f"joins.{number}.files.{place}": path
+        for number, join in enumerate(recipe.joins)
+        for place, path in enumerate(join.files)
     }
+    reads = local_paths({f"sources.{number}": path for number, path in enumerate(recipe.sources)} | joined)
     return replace(work, recipe=recipe, reads=reads, makes=Path(recipe.output) / "kept.parquet")
 
 

@@ -1,7 +1,9 @@
 """What `bitdance submit` refuses, or leaves out, without a cluster: its commands are stand-ins."""
 
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -220,3 +222,72 @@ def test_a_model_whose_size_nobody_knows_is_let_pass(
     said = " ".join(capsys.readouterr().out.split())
     assert not problems.lines
     assert said.startswith("train second: whether it fits into its GPUs is not looked at. model.init_from: ")
+
+
+def tokenize_values(folder: Path) -> dict[str, object]:
+    """A recipe of `data tokenize` that names every kind of input, all of them below ``folder``."""
+    return {
+        "input": {
+            "path": [f"{folder}/shards", f"{folder}/more/*.tar"],
+            "captions": f"{folder}/captions.json",
+        },
+        "keep": {"rows": f"{folder}/kept.parquet", "by": "uid"},
+        "tokenizer": f"{folder}/tokenizer",
+        "text_tokenizer": {"name": f"{folder}/text"},
+        "output": f"{folder}/latents",
+        "classes": [{"resolution": 128, "buckets": [[128, 128]]}],
+    }
+
+
+def filter_values(folder: Path) -> dict[str, object]:
+    """The same, of `data filter`."""
+    return {
+        "sources": [f"{folder}/rows.parquet", f"{folder}/parts/**/*.parquet"],
+        "joins": [{"files": [f"{folder}/scores"], "by": "uid", "columns": {"aesthetic": "score"}}],
+        "rules": [{"rule": "score", "column": "aesthetic", "above": 5}],
+        "output": f"{folder}/kept",
+    }
+
+
+TOKENIZE_INPUTS = [
+    "input.path.0",
+    "input.path.1",
+    "input.captions",
+    "keep.rows",
+    "tokenizer",
+    "text_tokenizer.name",
+]
+FILTER_INPUTS = ["sources.0", "sources.1", "joins.0.files.0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"), [(tokenize_values, TOKENIZE_INPUTS), (filter_values, FILTER_INPUTS)]
+)
+def test_each_input_of_a_data_job_must_be_there_and_be_seen(
+    tmp_path: Path, told: Path, values: Callable[[Path], dict[str, object]], keys: list[str]
+) -> None:
+    recipe, place = tmp_path / "recipe.yaml", tmp_path / "here"
+    recipe.write_text(yaml.safe_dump(values(place)))
+    message = submit(tmp_path, str(recipe))
+    for key in keys:
+        assert re.search(rf": {re.escape(key)}: {place}/\S+ does not exist", message), key
+    for name in ("shards", "more/1.tar", "captions.json", "tokenizer", "text", "rows.parquet", "scores"):
+        (place / name).mkdir(parents=True)
+    for name in ("kept.parquet", "parts/a/b.parquet"):
+        (place / name).mkdir(parents=True)
+    message = submit(tmp_path, str(recipe), SHARED_FOLDERS=f"{ROOT}:{sys.prefix}")
+    for key in [*keys, "its folder"]:
+        assert re.search(rf": {re.escape(key)}: {place}\S+ is not in a folder that all nodes see", message), (
+            key
+        )
+    assert "does not exist" not in message and told.read_text() == ""
+    assert submit(tmp_path, str(recipe)).startswith("job 101")
+
+
+def test_inputs_in_a_store_and_on_the_hub_are_not_looked_for(tmp_path: Path, told: Path) -> None:
+    values = tokenize_values(Path("s3://bucket")) | {
+        "tokenizer": str(tmp_path),
+        "text_tokenizer": {"name": "Qwen/Qwen3-0.6B"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values).replace("s3:/", "s3://"))
+    assert "job 102: finalize s3://bucket/latents" in submit(tmp_path, str(tmp_path / "recipe.yaml"))

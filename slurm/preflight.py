@@ -51,7 +51,8 @@ def preflight(
     from slurm.interconnect import check_gpu, node_name, start_group, store_of
 
     rank, ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    token = Path(recipe.run) / "slurm" / f".preflight-{environment.get('SLURM_JOB_ID', '0')}"
+    job, start = environment["SLURM_JOB_ID"], environment.get("SLURM_RESTART_COUNT", "0")
+    token = Path(recipe.run) / "slurm" / f".preflight-{job}-{start}"  # an earlier start may live on
     if rank == 0:
         token.parent.mkdir(parents=True, exist_ok=True)
         token.write_text(str(time.time()))
@@ -63,6 +64,7 @@ def preflight(
     store.set(f"report/{rank}", json.dumps(report.to_json()))
     if rank == 0:
         found = _collect(store, ranks, nodes, limits)
+        token.unlink(missing_ok=True)  # all that have answered have looked for it
         store.set("reports", json.dumps([r.to_json() for r in found]))
     store.wait(["reports"], timedelta(seconds=limits.patience + 60))
     reports = [Report(**values) for values in json.loads(store.get("reports"))]

@@ -85,6 +85,7 @@ def test_the_node_that_falls_short_is_left_out(
     limits = replace(LIMITS, patience=2) if odd.silent else LIMITS
     verdict = agreed(simulate(monkeypatch, shared, job(odd), limits))
     assert verdict.bad == {"n1": words} and verdict.code == ExitCode.REQUEUE
+    assert not list((shared / "run" / "slurm").iterdir())  # what the nodes were to see is cleared away
     announce(verdict)
     assert left_out(verdict, shared, capsys.readouterr().out) == ("n1",)
 

@@ -83,7 +83,7 @@ def jobs(
 
 @app.command()
 def logs(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a dataset's.")],
+    run: Annotated[str, typer.Argument(help="A run folder, or a dataset.")],
     rank: Annotated[int | None, typer.Option(help="Of one rank, over all starts.", min=0)] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", help="From the end.", min=0)] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows; Ctrl-C ends.")] = False,
@@ -97,7 +97,7 @@ def logs(
 
 @app.command()
 def cancel(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a dataset's.")],
+    run: Annotated[str, typer.Argument(help="A run folder, or a dataset.")],
     patience: Annotated[float, typer.Option(help="Seconds to wait for the save.", min=0)] = 600,
 ) -> None:
     """End a run's job; a stage in training saves first. Jobs that wait for it are cancelled by Slurm."""

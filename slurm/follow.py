@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.status import read_status
-from foundation.errors import DataError
+from foundation.errors import DataError, UserError
 from foundation.progress import say
 from slurm.controller import live, missing_commands, show, slurm
 from slurm.history import COMMENT, JobFolder
@@ -88,16 +88,27 @@ def _row(folder: JobFolder) -> Row:
     last = (folder.lines("end") or [{"why": ""}])[-1]
     told = REASONS.get(reason, "see `man squeue`").format(job=number)
     why = f"{reason}: {told}" if waiting else str(last["why"])
-    output = folder.path.parent if folder.path.name == "slurm" else folder.path.with_suffix("")
+    output = output_of(folder)
     common = {
-        "path": str(output),
+        "path": output,
         "job": str(number or ""),
         "state": job.get("JobState", "?").lower(),
         "nodes": "" if waiting else job.get("NodeList", "").replace("(null)", ""),
         "restarts": job.get("Restarts", ""),
         "why": "" if job.get("JobState") == "RUNNING" else why,
     }
-    return Row(**common, **(_of_run(output) if folder.path.name == "slurm" else _of_dataset(output)))
+    return Row(**common, **(_of_run(Path(output)) if folder.path.name == "slurm" else _of_dataset(output)))
+
+
+def output_of(folder: JobFolder) -> str:
+    """The run or dataset whose jobs leave their traces in a folder."""
+    if folder.path.name == "slurm":
+        return str(folder.path.parent)
+    try:
+        output = str(yaml.safe_load((folder.path / "recipe.yaml").read_text())["output"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        output = ""  # it was submitted without a recipe
+    return output if "://" in output else str(folder.path.with_suffix(""))
 
 
 def _of_run(path: Path) -> dict[str, str]:
@@ -121,10 +132,10 @@ def _of_run(path: Path) -> dict[str, str]:
     }
 
 
-def _of_dataset(path: Path) -> dict[str, str]:
+def _of_dataset(output: str) -> dict[str, str]:
     try:
-        status = read_status(path)
-    except DataError:
+        status = read_status(output)
+    except UserError:  # not begun yet, or in a store that does not answer
         return {"progress": ""}
     left = duration(status.seconds_left) if status.seconds_left else ""
     return {"progress": f"{status.done}/{status.tasks} tasks", "left": left}
@@ -176,37 +187,48 @@ def show_rows(found: list[Row]) -> None:
     console.print(table)
 
 
-def log_path(output: Path, rank: int | None) -> Path:
+def log_path(output: str | Path, rank: int | None) -> Path:
     """The log of a run's latest job, or of one of its ranks.
+
+    Args:
+        output: a run folder or a dataset, which may be in a store.
 
     Raises:
         DataError: there is none.
     """
-    if rank is not None:
-        path = RunFolder(output).logs / f"rank-{rank}.log"
-    else:
-        folder = folder_of(output)
-        names = [name for number in folder.jobs() for name in (f"{number}.log", f"{number}_*.log")]
+    folder = folder_of(output)
+    if rank is None:
+        numbers = folder.jobs()
+        names = [name for number in numbers for name in (f"{number}.log", f"{number}_*.log")]
         logs = [path for name in names for path in folder.path.glob(name)]
-        path = max(logs, key=lambda path: path.stat().st_mtime, default=folder.path / names[0])
-    if not path.exists():
-        raise DataError(
-            f"{path} does not exist: the job has not started yet (`bitdance jobs` says why), or was given to "
-            "plain sbatch, and its log is where its script says"
-        )
-    return path
+        if logs:
+            return max(logs, key=lambda path: path.stat().st_mtime)
+        where = f"{folder.path} holds no log of job {' or '.join(map(str, numbers))}"
+    elif folder.path.name != "slurm":
+        raise DataError(f"{output}: a data job has no ranks; leave --rank out")
+    else:
+        path = RunFolder(Path(output)).logs / f"rank-{rank}.log"
+        if path.exists():
+            return path
+        where = f"{path} does not exist"
+    raise DataError(
+        f"{where}: the job has not started yet (`bitdance jobs` says why), or was given to plain sbatch, and "
+        "its log is where its script says"
+    )
 
 
-def folder_of(output: Path) -> JobFolder:
+def folder_of(output: str | Path) -> JobFolder:
     """Where the jobs of a run or dataset have left their traces.
 
     Raises:
         DataError: none was ever submitted.
     """
-    for folder in (JobFolder.of_run(output), JobFolder.beside(output)):
+    folders = JobFolder.of_run(output), JobFolder.beside(output)
+    for folder in folders:
         if folder.jobs():
             return folder
-    raise DataError(f"{output} was never submitted: it has no slurm/history.jsonl")
+    places = " nor ".join(str(folder.history) for folder in folders[-1 if "://" in str(output) else 0 :])
+    raise DataError(f"{output} was never submitted from here: there is no {places}")
 
 
 def follow(path: Path, lines: int, on: bool) -> None:
@@ -222,7 +244,7 @@ def follow(path: Path, lines: int, on: bool) -> None:
                 time.sleep(0.5)
 
 
-def cancel(output: Path, patience: float) -> None:
+def cancel(output: str | Path, patience: float) -> None:
     """End what is live of a run's or dataset's jobs: a running stage saves first.
 
     Args:
@@ -238,7 +260,7 @@ def cancel(output: Path, patience: float) -> None:
     for number, job in jobs.items():
         folder.note("cancel", number)
         if job["JobState"] == "RUNNING" and folder.path.name == "slurm":
-            _save_and_end(number, RunFolder(output), patience)
+            _save_and_end(number, RunFolder(Path(output)), patience)
         else:
             slurm("scancel", str(number))
             say(f"job {number} is cancelled; what is done stays done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -17,8 +18,10 @@ from foundation.progress import say
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
 from trainer.signals import STOP_SIGNALS
+from trainer.watchdog import LEAVE_SECONDS
 
 GRACE_SECONDS = 10.0  # for the other ranks to come to an end by themselves, after one has failed
+KILLED_SECONDS = 10.0  # for the kernel to end what was killed: a call to a disk that hangs it cannot end
 PARENT_VARIABLE = "BITDANCE_LAUNCHER_PID"
 
 
@@ -34,8 +37,8 @@ def launch(recipe: StageRecipe, arguments: list[str]) -> ExitCode:
     """Run `world.processes` ranks until all have ended; the run folder must hold the resolved recipe, and
     this process the folder.
 
-    A signal to stop is passed on, and the ranks save; a second one ends them at once. When one rank fails the
-    others are ended too, since they would wait for it for ever.
+    A signal to stop is passed on, and the ranks save; a second one ends them at once. When one rank has ended
+    the others are ended too, after `_patience`: they would wait for it for ever, or hang.
 
     Args:
         arguments: further command line arguments of `python -m trainer.rank`.
@@ -48,17 +51,22 @@ def launch(recipe: StageRecipe, arguments: list[str]) -> ExitCode:
     ranks = [_start_rank(recipe, rank, port, arguments) for rank in range(recipe.world.processes)]
     signals = _Signals(ranks)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    failed_at: float | None = None
     ends: dict[int, int] = {}
-    while len(ends) < len(ranks):
+    deadline = math.inf
+    while len(ends) < len(ranks) and time.monotonic() < deadline and not signals.impatient:
         time.sleep(0.05)
         signals.tell()
-        ends |= _new_ends(ranks, ends)
-        if failed_at is None and _first_fault(ends) is not None:
-            failed_at = time.monotonic()
-        if signals.impatient or (failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS):
-            for rank in ranks:
-                rank.kill()
+        if new := _new_ends(ranks, ends):
+            ends |= new
+            copies = bool(signals.asked) and recipe.checkpoints.remote is not None
+            deadline = min(deadline, time.monotonic() + _patience(ends, copies))
+    late = [rank for rank in range(len(ranks)) if rank not in ends]
+    _kill([ranks[rank] for rank in late])
+    if signals.impatient:
+        ends |= dict.fromkeys(late, -signal.SIGKILL)
+    elif late:  # what they end with is our doing, and changes no exit code
+        logs = ", ".join(f"{run.logs}/rank-{rank}.log" for rank in late)
+        _say_if_heard(f"Killed what did not end though other ranks had. How far it came is in {logs}")
     return _verdict(ends, run)
 
 
@@ -75,29 +83,52 @@ def _start_rank(recipe: StageRecipe, rank: int, port: int, arguments: list[str])
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
 
+def _patience(ends: dict[int, int], copies: bool) -> float:
+    """Seconds in which the other ranks may come to an end by themselves.
+
+    Args:
+        ends: as of `_verdict`.
+        copies: rank 0 may still be copying to the object store what was saved; the others have no such reason
+            to stay, and rank 0 goes last.
+    """
+    if _first_fault(ends) is not None:
+        return GRACE_SECONDS
+    if 0 in ends or (ExitCode.REQUEUE in ends.values() and not copies):
+        return LEAVE_SECONDS + GRACE_SECONDS  # each has so long to leave, and then ends itself if it can
+    return math.inf
+
+
+def _kill(ranks: list[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        rank.kill()
+    last = time.monotonic() + KILLED_SECONDS
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < last:
+        time.sleep(0.05)
+
+
 class _Signals:
     """Passes signals on to the ranks, and notes when a person has lost patience."""
 
     def __init__(self, ranks: list[subprocess.Popen[bytes]]):
         self.impatient = False
-        self._ranks, self._asked, self._told = ranks, "", False
+        self.asked, self._ranks, self._told = "", ranks, False
         for number in STOP_SIGNALS:
             signal.signal(number, self._pass_on)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.impatient = bool(self._asked) and number == signal.SIGINT
-        self._asked = self._asked or signal.Signals(number).name
+        self.impatient = bool(self.asked) and number == signal.SIGINT
+        self.asked = self.asked or signal.Signals(number).name
         for rank in self._ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
     def tell(self) -> None:
         """Say once that a signal has come; not where it comes, which may be in the middle of a print."""
-        if self._asked and not self._told:
+        if self.asked and not self._told:
             self._told = True
             below_the_bar = "\n" if sys.stdout.isatty() else ""
             _say_if_heard(
-                f"{below_the_bar}{self._asked}: stopping; the ranks save at the end of their step (the first "
+                f"{below_the_bar}{self.asked}: stopping; the ranks save at the end of their step (the first "
                 "one, if they are still starting). Ctrl-C once more ends them at once."
             )
 

@@ -1,7 +1,9 @@
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from small_stage import write_recipe
 import trainer.launch
 from foundation.errors import ExitCode, RecipeError
 from foundation.recipes import load_recipe
-from trainer.launch import _Signals, _verdict, launch, started_as_rank
+from trainer.launch import _patience, _Signals, _verdict, launch, started_as_rank
 from trainer.rank import distributed_variables
 from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
@@ -61,6 +63,60 @@ def test_a_rank_that_is_killed_is_no_bug_of_those_that_lose_it(
     assert line.startswith("Rank 1 was ended by SIGKILL") and "rank-1.log; the same command goes on" in line
     assert ends_of_ranks(recipe, monkeypatch, "exit 70", "sleep 0.2; kill -9 $$") == ExitCode.BUG
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("ends", "copies", "seconds"),
+    [
+        ({1: 70}, False, 10.0),
+        ({1: 75}, False, 70.0),
+        ({1: 75}, True, math.inf),  # rank 0 is copying what was saved
+        ({1: 75, 0: 75}, True, 70.0),  # it goes last
+        ({1: 75, 2: -9}, True, 10.0),
+        ({1: 0}, False, math.inf),  # rank 0 makes the last pictures, and copies
+        ({0: 0}, False, 70.0),
+    ],
+)
+def test_how_long_a_rank_may_stay_when_others_have_ended(
+    ends: dict[int, int], copies: bool, seconds: float
+) -> None:
+    assert _patience(ends, copies) == seconds
+
+
+@pytest.mark.parametrize(
+    ("left", "verdict"), [(75, ExitCode.REQUEUE), (0, ExitCode.DONE), (65, ExitCode.DATA)]
+)
+def test_a_rank_that_cannot_end_itself_is_killed_and_the_exit_code_is_the_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    left: int,
+    verdict: ExitCode,
+) -> None:
+    recipe = load_recipe(StageRecipe, write_recipe(tmp_path, world__processes=2))
+    for grace in ("GRACE_SECONDS", "LEAVE_SECONDS"):
+        monkeypatch.setattr(trainer.launch, grace, 0.1)
+    began = time.monotonic()
+    assert ends_of_ranks(recipe, monkeypatch, f"exit {left}", "trap '' TERM; exec sleep 60") == verdict
+    assert time.monotonic() - began < 30
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Killed what did not end") and "logs/rank-1.log" in line
+
+
+def test_a_rank_that_the_kernel_cannot_end_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(StageRecipe, write_recipe(tmp_path, world__processes=2))
+    for grace in ("GRACE_SECONDS", "LEAVE_SECONDS", "KILLED_SECONDS"):
+        monkeypatch.setattr(trainer.launch, grace, 0.1)
+    stuck: list[subprocess.Popen[bytes]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess.Popen, "kill", lambda rank: stuck.append(rank))
+        assert ends_of_ranks(recipe, monkeypatch, "exit 75", "exec sleep 60") == ExitCode.REQUEUE
+    for rank in stuck:
+        rank.kill()
+        rank.wait()
+    assert len(stuck) == 1
 
 
 def test_ranks_are_told_by_their_environment() -> None:

@@ -25,15 +25,15 @@ import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
 from models.exchange import exchanged
 from trainer.mapped_memory import MappedMemory
 from trainer.recipe import OffloadSection, OptimizerSection, ZeroSection
+from trainer.watchdog import LEAVE_SECONDS, UNHURRIED_SECONDS
 from trainer.zero_state import ZeroState
 
 M = TypeVar("M", bound=nn.Module)
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def start_distributed() -> None:
@@ -49,13 +49,11 @@ def start_distributed() -> None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
-        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE_TIMEOUT
+        dist_backend=backend,
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=UNHURRIED_SECONDS + LEAVE_SECONDS),
     )
-
-
-def set_collective_timeout(timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
-    """How long a collective of training may wait for the other ranks before it counts as failed."""
-    _set_pg_timeout(timeout, dist.group.WORLD)
 
 
 def training_device() -> torch.device:
@@ -95,7 +93,9 @@ def build_module(
         values = torch.zeros(empty.shape, dtype=dtype, device=training_device())
         holder.register_parameter("weight", nn.Parameter(values, requires_grad=empty.requires_grad))
         if zero.stage == 3:
-            deepspeed.zero.Init(module=holder, config_dict_or_path=config)
+            # The first one makes the groups of zero_hpz_partition_size, which cannot be made twice.
+            within = deepspeed.utils.groups._get_zero_param_intra_parallel_group()
+            deepspeed.zero.Init(module=holder, config_dict_or_path=config, zero_param_parallel_group=within)
         for owner, name in places:
             owner.register_parameter(name, holder.get_parameter("weight"))
     return module
@@ -132,6 +132,17 @@ class Engine:
         self.state = ZeroState(self.stage, trained, frozen, self._optimizer, adam, self.device, memory)
         if weights_memory is not None:
             self.state.move_weights(weights_memory)
+        # DeepSpeed's own beside the world's: most collectives are in those. Groups that are made later, as that
+        # of the checkpoints is, have nothing to do with steps.
+        self._groups = list(_world.pg_map)
+        self.wait_at_most(UNHURRIED_SECONDS)
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long a rank may wait for the others in a collective of training: a little longer than that, so
+        that the watchdog comes first, which tells where each rank is.
+        """
+        for group in self._groups:
+            _set_pg_timeout(timedelta(seconds=seconds + LEAVE_SECONDS), group)
 
     # --- one step -------------------------------------------------------------------------------------------
 

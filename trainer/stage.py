@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from trainer.agreement import StepReport
 from trainer.averaging import WeightAverage
 from trainer.checkpoint import Checkpoints, using
 from trainer.costs import sample_cost
-from trainer.engine import Engine, build_module, set_collective_timeout, training_device
+from trainer.engine import Engine, build_module, training_device
 from trainer.flat_shards import FlatShard, shards_of
 from trainer.guard import Guard
 from trainer.lineage import lineage_of
@@ -36,7 +35,7 @@ from trainer.samples import SideSampler
 from trainer.signals import StopFlag
 from trainer.stage_start import check_dataset, open_start, refuse_kernels, start_files
 from trainer.terminal import Terminal
-from trainer.watchdog import Watchdog
+from trainer.watchdog import UNHURRIED_SECONDS, Watchdog
 
 
 @dataclass
@@ -85,6 +84,7 @@ class Stage:
         """
         self.recipe, self.run, self.stop, self.terminal = recipe, run, stop, terminal
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        recipe.zero.refuse_ranks(self.ranks)
         self.events = EventLog(run, start, writes=self.rank == 0)
         self.source = open_start(recipe)
         self.unfused = refuse_kernels(recipe, training_device().type)
@@ -105,7 +105,7 @@ class Stage:
         self.checkpoints = Checkpoints(run, start, recipe.checkpoints, identity, self.lineage, self.events)
         self.restore()
         self.loader = StepLoader(self.plan, self._encode, tokens, config.head, self.rank)
-        self.watchdog, self._in_step = Watchdog(recipe.watchdog), False
+        self.watchdog = Watchdog(recipe.watchdog)
         self.meter = StepMeter(run, recipe, self.cost, self.ranks, speaks=self.rank == 0)
         self.metrics = MetricsLog(run, recipe, self.progress.step) if self.rank == 0 else None
         sampled = recipe.samples if self.rank == 0 else None
@@ -167,24 +167,23 @@ class Stage:
             seed_dropout(self.recipe.seed, self.progress.step, self.rank, micro_step)
 
     def step_done(self) -> None:
-        """A step has ended; after the first one (it compiles, fills caches) ranks wait less for others."""
+        """A step has ended: how long the next one may take, and ranks wait for others in it."""
         self.watchdog.step_done()
-        if not self._in_step:
-            self._in_step = True
-            set_collective_timeout(timedelta(minutes=self.recipe.watchdog.at_least_minutes))
+        self.engine.wait_at_most(self.watchdog.patience())
 
     @contextmanager
     def unhurried(self) -> Iterator[None]:
-        """Around what is no step and may take its time."""
-        set_collective_timeout()
-        self._in_step = False  # the next step that ends shortens it again
+        """Around what is no step and may take its time; until the next step ends ranks wait for others that
+        took more of it.
+        """
+        self.engine.wait_at_most(max(UNHURRIED_SECONDS, self.watchdog.patience()))
         with self.watchdog.paused():
             yield
 
     def end_steps(self) -> None:
         """No more steps: what comes now may take its time."""
         self.watchdog.stop()
-        set_collective_timeout()
+        self.engine.wait_at_most(max(UNHURRIED_SECONDS, self.watchdog.patience()))
 
     def average_weights(self) -> None:
         """Move the average of the weights, where the recipe keeps one, after a step was taken."""

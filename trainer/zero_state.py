@@ -120,6 +120,11 @@ class ZeroState:
     def publish(self) -> None:
         """Make what was written into the fragments what the module computes with (collective)."""
         if self.stage == 3:
+            everything: list[Any] = [*self.parameters.values(), *self.frozen.values()]
+            for parameter in everything:
+                parameter.ds_secondary_tensor = (
+                    None  # the copy of zero_hpz_partition_size, of the old weights
+                )
             self._optimizer._partition_all_parameters()
             for group in range(len(self._optimizer.fp16_groups)):
                 self._optimizer._reassign_or_swap_out_partitioned_parameters(group)

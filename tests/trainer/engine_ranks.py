@@ -71,9 +71,14 @@ def whole_state(engine: Engine) -> dict[str, list[float]]:
 
 
 def zero_section(stage: int, device: str | None, disk: Path) -> ZeroSection:
-    """Everything that the stage can offload goes to ``device``; "nvme" is the folder ``disk``."""
+    """Everything that the stage can offload goes to ``device``; "nvme" is the folder ``disk``.
+
+    "copy" offloads nothing: two ranks each share a second, whole copy of the weights.
+    """
     if device is None:
         return ZeroSection(stage=stage)
+    if device == "copy":  # of all weights: none stays whole on each rank anyway
+        return ZeroSection(stage=stage, zero_hpz_partition_size=2, stage3_param_persistence_threshold=0)
     offload = OffloadSection(device=device, nvme_path=str(disk) if device == "nvme" else None)
     return ZeroSection(stage=stage, offload_optimizer=offload, offload_param=offload if stage == 3 else None)
 

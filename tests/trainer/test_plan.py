@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -17,12 +18,13 @@ from trainer.plan.batches import AssumedDataset, batch_figures
 from trainer.plan.cli import app
 from trainer.plan.gpus import GPUS, find_gpu
 from trainer.plan.model_size import QWEN_TEMPLATE, model_size
-from trainer.plan.states import Parameters
+from trainer.plan.states import Parameters, state_bytes
 from trainer.plan.work import Saving, network_bytes, run_time
 from trainer.recipe import StageRecipe, ZeroSection
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "configs/t2i/qwen3-0.6b/pt.yaml"
+RECIPES = sorted((ROOT / "configs/t2i").rglob("*.yaml"))
 
 
 @pytest.fixture
@@ -59,6 +61,15 @@ def test_a_plan_that_does_not_fit_says_what_would(here):
     assert code == 0 and answer["fits"] and not any("fused" in line for line in answer["assumptions"])
 
 
+def test_one_gpu_is_helped_by_host_memory_a_disk_or_adapters(here):
+    recipe = str(ROOT / "configs/t2i/qwen3-1.7b/sft.yaml")
+    code, answer = plan(recipe, "--gpus", "1", "--gpu", "a100-40g", "--set", "data.max_tokens=32768")
+    assert code == 78
+    lines = "\n".join(answer["remedies"])
+    assert "nvme_path: FOLDER} on a disk" in lines and "of host memory for each rank" in lines
+    assert "model.lora: {rank: 32}" in lines
+
+
 def test_the_answer_for_a_person(here):
     done = CliRunner().invoke(app, [str(SMALL), "--gpus", "8"])
     for words in (
@@ -88,6 +99,26 @@ def test_a_stage_whose_start_nobody_knows_is_refused(here, tmp_path):
     (tmp_path / "ct.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"runs/t2i/14b/pt/export does not exist, and no recipe in"):
         model_size(load_recipe(StageRecipe, tmp_path / "ct.yaml"), tmp_path / "ct.yaml")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path == SMALL else pytest.mark.long) for path in RECIPES],
+    ids=lambda path: str(path.relative_to(ROOT / "configs/t2i")),
+)
+def test_a_recipe_says_at_its_top_what_the_plan_says(here, path):
+    top = path.read_text().partition("\nrun:")[0]
+    command = re.search(r"bitdance plan (configs/\S+) --gpus (\d+) --gpu (\S+)", top)
+    told = re.search(r"Hours +([\d.]+)(?: \(([\d,]+) GPU hours\))?: ([\d.]+) s a step at 40 % MFU", top)
+    assert command and told and ROOT / command[1] == path
+    code, answer = plan(command[1], "--gpus", command[2], "--gpu", command[3])
+    hours, gpu_hours, step = told[1], told[2] or told[1], told[3]
+    assert code == 0
+    assert f"{answer['step_seconds']:.1f}" == step
+    assert answer["run_seconds"] / 3600 == pytest.approx(float(hours), rel=0.01)
+    assert answer["run_seconds"] / 3600 * answer["gpus"] == pytest.approx(
+        float(gpu_hours.replace(",", "")), rel=0.01
+    )
 
 
 def test_an_unknown_gpu_is_refused_with_those_that_are_known():
@@ -129,13 +160,39 @@ def test_time_of_a_step_is_work_over_rate():
 
 def test_traffic_grows_with_micro_steps_only_where_it_does():
     def sent(stage: int, micro_steps: int) -> float:
-        return network_bytes(parameters, ZeroSection(stage=stage), "bfloat16", micro_steps)
+        return network_bytes(parameters, ZeroSection(stage=stage), "bfloat16", micro_steps, 16).all_ranks
 
     parameters = Parameters((10**9,), 10**8, {})
     assert sent(1, 1) == sent(1, 8)
     assert sent(2, 2) - sent(2, 1) == 2e9 and sent(3, 2) - sent(3, 1) == 6e9
     parameters = Parameters((10**9,), 10**8, {}, frozen=(10**9,))
     assert sent(2, 2) - sent(2, 1) == 2e9 and sent(3, 2) - sent(3, 1) == 10e9
+
+
+def test_a_second_copy_costs_memory_and_keeps_weights_off_the_network():
+    recipe, batch, _ = figures(128)
+    parameters = Parameters((10**9,) * 8, 10**8, {}, frozen=(10**9,))
+    gpu = GPUS["h100-80g"]
+
+    def planned(copy: int, ranks: int) -> tuple[int, float]:
+        zero = ZeroSection(stage=3, zero_hpz_partition_size=copy)
+        changed = recipe.model_copy(update={"zero": zero})
+        weights = state_bytes(parameters, zero, "bfloat16", ranks, average=False).weights
+        return weights, run_time(batch, gpu, ranks, 0.4, changed, parameters).network_seconds
+
+    (alone, slow), (copied, fast) = planned(1, 128), planned(8, 128)
+    assert copied - alone == 2 * 9e9 / 8
+    # Gradients of each micro-step, and the trained weights once; the rest at the speed of a node's own links.
+    across = 2 * 8e9 * (batch.micro_steps + 1) * 127 / 128 / (8 * gpu.network)
+    within = 2 * (2 * batch.micro_steps * 9e9 - 8e9) * 7 / 8 / gpu.nvlink
+    assert fast == pytest.approx(across + within) and fast < slow
+    assert planned(8, 8)[1] == planned(1, 8)[1]
+    assert planned(8, 1) == planned(1, 1)
+
+
+def test_ranks_that_cannot_share_copies_are_refused(here):
+    done = CliRunner().invoke(app, [str(SMALL), "--gpus", "12", "--set", "zero.zero_hpz_partition_size=8"])
+    assert "zero.zero_hpz_partition_size is 8: 12 ranks are no multiple" in str(done.exception)
 
 
 @pytest.mark.parametrize(("gpus", "minutes"), [(64, 87), (128, 62), (256, 44), (512, 31)])

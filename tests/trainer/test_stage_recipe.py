@@ -44,6 +44,10 @@ def test_wrong_key_wrong_type_and_impossible_value_come_in_one_message(tmp_path:
         ({"model__grow_from": 2}, "needs init_from"),
         ({"optimizer__final_lr": 1.0}, "optimizer.final_lr: 1.0 is above lr"),
         ({"zero": {"stage": 2, "offload_param": {"device": "cpu"}}}, "zero.offload_param: needs stage 3"),
+        (
+            {"zero": {"stage": 2, "zero_hpz_partition_size": 8}},
+            "zero.zero_hpz_partition_size: needs stage 3",
+        ),
         ({"zero__offload_optimizer": {"device": "nvme"}}, "nvme_path"),
         (
             {"zero": {"stage": 1, "offload_optimizer": {"device": "nvme", "nvme_path": "/disk"}}},

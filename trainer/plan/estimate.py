@@ -111,12 +111,14 @@ def make_plan(recipe: StageRecipe, recipe_path: Path, ranks: int, gpu_name: str,
     """Plan a stage.
 
     Raises:
-        RecipeError: the GPU isn't known, the model's size cannot be told, or the batch cannot be packed.
+        RecipeError: the GPU isn't known, the model's size cannot be told, or the batch cannot be packed, or
+            the ranks cannot share copies of the weights as the recipe says.
         DataError: the dataset is there and broken.
     """
     gpu = find_gpu(gpu_name)
     if ranks < 1 or not 0 < rates.mfu <= 1:
         raise RecipeError(f"--gpus {ranks}, --mfu {rates.mfu}: expected at least 1 GPU and an MFU in (0, 1]")
+    recipe.zero.refuse_ranks(ranks)
     model = model_size(recipe, recipe_path)
     config = model.config
     assumptions = list(model.assumptions)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from trainer.model_recipe import LoraSection
 from trainer.plan.activations import activation_bytes
 from trainer.plan.estimate import DTYPES, Memory, Plan, memory_of
+from trainer.plan.gpus import GIB
+from trainer.plan.states import count_parameters
 from trainer.recipe import OffloadSection, StageRecipe
 
 MOST_TIMES_THE_GPUS = 64
+HOST = OffloadSection(device="cpu", pin_memory=True)
+IN_HOST_MEMORY = "{device: cpu, pin_memory: true}, or {device: nvme, nvme_path: FOLDER} on a disk"
 SMALL_BUCKET, SMALL_LIVE = 50_000_000, 100_000_000
 
 
@@ -35,7 +40,7 @@ def remedies(plan: Plan) -> list[str]:
         for words, attempt in change(start, plan):
             memory = _memory(plan, attempt)
             if memory.total <= plan.gpu.memory:
-                alone.append(f"{words}: {memory.total / 2**30:.1f} GiB")
+                alone.append(_line(words, memory))
                 break
     return alone or _together(plan, start)
 
@@ -47,7 +52,7 @@ def _together(plan: Plan, attempt: Attempt) -> list[str]:
         for words, changed in change(attempt, plan):
             memory = _memory(plan, changed)
             if memory.total <= plan.gpu.memory:
-                return ["; ".join([*taken, words]) + f": {memory.total / 2**30:.1f} GiB"]
+                return [_line("; ".join([*taken, words]), memory)]
             if memory.total < best:
                 best, kept = memory.total, (words, changed)
         if best < _memory(plan, attempt).total:
@@ -56,16 +61,25 @@ def _together(plan: Plan, attempt: Attempt) -> list[str]:
     return []
 
 
+def _line(words: str, memory: Memory) -> str:
+    host = memory.states.host / GIB
+    beside = f", and {host:.1f} of host memory for each rank" if host else ""
+    return f"{words}: {memory.total / GIB:.1f} GiB{beside}"
+
+
 def _memory(plan: Plan, attempt: Attempt) -> Memory:
-    activations = plan.memory.activations
-    recipe = attempt.recipe
-    if recipe.activation_checkpointing != plan.recipe.activation_checkpointing:
-        dtype, lora = DTYPES[recipe.precision], recipe.model.lora
-        activations = activation_bytes(plan.model.config, plan.batch.packs, dtype, True, lora)
+    parameters, activations = plan.parameters, plan.memory.activations
+    recipe, lora = attempt.recipe, attempt.recipe.model.lora
+    adapted = lora != plan.recipe.model.lora
+    if adapted or recipe.activation_checkpointing != plan.recipe.activation_checkpointing:
+        dtype, again = DTYPES[recipe.precision], recipe.activation_checkpointing
+        activations = activation_bytes(plan.model.config, plan.batch.packs, dtype, again, lora)
+    if adapted:
+        parameters = count_parameters(plan.model.config, lora)
     factor = recipe.data.max_tokens / plan.recipe.data.max_tokens
     names = ("per_layer", "under_way", "head", "logits")
     scaled = {name: int(factor * getattr(activations, name)) for name in names}
-    return memory_of(recipe, plan.parameters, replace(activations, **scaled), attempt.ranks)
+    return memory_of(recipe, parameters, replace(activations, **scaled), attempt.ranks)
 
 
 def _compute_again(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attempt]]:
@@ -96,13 +110,28 @@ def _smaller_buckets(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attemp
     yield words, _with_zero(attempt, **zero)
 
 
-def _offload(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attempt]]:
+def _one_copy(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attempt]]:
+    if attempt.recipe.zero.copy_size > 1:
+        yield "zero.zero_hpz_partition_size: 1", _with_zero(attempt, zero_hpz_partition_size=1)
+
+
+def _offload_optimizer(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attempt]]:
     if attempt.recipe.zero.stage and not attempt.recipe.zero.offload_optimizer:
-        section = OffloadSection(device="cpu", pin_memory=True)
-        yield (
-            "zero.offload_optimizer: {device: cpu, pin_memory: true}",
-            _with_zero(attempt, offload_optimizer=section),
-        )
+        yield f"zero.offload_optimizer: {IN_HOST_MEMORY}", _with_zero(attempt, offload_optimizer=HOST)
+
+
+def _offload_weights(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attempt]]:
+    if attempt.recipe.zero.stage == 3 and not attempt.recipe.zero.offload_param:
+        yield f"zero.offload_param: {IN_HOST_MEMORY}", _with_zero(attempt, offload_param=HOST)
+
+
+def _adapters(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attempt]]:
+    model = attempt.recipe.model
+    if model.init_from and not model.grow_from and not model.lora:
+        adapted = model.model_copy(update={"lora": LoraSection()})
+        changed = attempt.recipe.model_copy(update={"model": adapted})
+        words = f"model.lora: {{rank: {adapted.lora.rank}}} (trains adapters in place of the backbone)"
+        yield words, replace(attempt, recipe=changed)
 
 
 def _more_gpus(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attempt]]:
@@ -121,7 +150,10 @@ CHANGES: tuple[Change, ...] = (
     _compute_again,
     _smaller_packs,
     _smaller_buckets,
+    _one_copy,
     _shard_more,
     _more_gpus,
-    _offload,
+    _offload_optimizer,
+    _offload_weights,
+    _adapters,
 )

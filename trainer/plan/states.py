@@ -10,8 +10,9 @@ in stages 2 and 3):
     2                  b        4/R        4/R     8/R      4/R
     3                  b/R      4/R        4/R     8/R      4/R
 
-In stage 3 small parameters (norms, biases) stay whole on every rank besides; they count as weights. What is
-not trained (the backbone under adapters) has weights and nothing else.
+In stage 3 small parameters (norms, biases) stay whole on every rank besides; they count as weights, as does
+the second copy that c = zero_hpz_partition_size ranks share: b/c more. What is not trained (the backbone
+under adapters) has weights and nothing else.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def state_bytes(
     gradients = 4 * share if zero.stage > 1 else width * total
     if zero.stage == 3:
         frozen = sum(math.ceil(size / ranks) for size in parameters.frozen)
-        weights = width * (share + frozen + _persistent(parameters, zero, ranks))
+        copy = _second_copy(parameters, zero, ranks)
+        weights = width * (share + frozen + copy + _persistent(parameters, zero, ranks))
     else:
         weights = width * parameters.all
     state = StateBytes(weights, gradients, master=4 * share, moments=8 * share, average=ema)
@@ -144,6 +146,14 @@ def _persistent(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
     threshold = PERSISTENCE_THRESHOLD if threshold is None else threshold
     sizes = parameters.sizes + parameters.frozen
     return sum(size for size in sizes if size < threshold) if ranks > 1 else 0
+
+
+def _second_copy(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
+    """Elements on a rank of the copy that `zero_hpz_partition_size` ranks share."""
+    if zero.copy_size == 1 or ranks == 1:
+        return 0
+    sharing = min(zero.copy_size, ranks)
+    return sum(math.ceil(size / sharing) for size in parameters.sizes + parameters.frozen)
 
 
 def _offload(state: StateBytes, zero: ZeroSection) -> StateBytes:

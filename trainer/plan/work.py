@@ -85,23 +85,48 @@ def run_time(
             waiting for the heaviest pack comes on top.
     """
     compute = batch.flops * batch.imbalance / (ranks * gpu.peak_flops * mfu)
-    zero, precision = recipe.zero, recipe.precision
-    sent = network_bytes(parameters, zero, precision, batch.micro_steps) if ranks > 1 else 0.0
+    zero = recipe.zero
+    sent = network_bytes(parameters, zero, recipe.precision, batch.micro_steps, ranks)
+    network = _seconds(sent.all_ranks, ranks, gpu) + _seconds(sent.within_copies, zero.copy_size, gpu)
+    return Work(compute, network, recipe.steps)
+
+
+def _seconds(sent: float, ranks: int, gpu: Gpu) -> float:
+    """Time of collectives among so many ranks, each of which receives (ranks - 1)/ranks of the bytes."""
     # A ring enters and leaves each node once, so a node's network cards share the load among them.
     rate = gpu.nvlink if ranks <= GPUS_PER_NODE else min(gpu.nvlink, GPUS_PER_NODE * gpu.network)
-    return Work(compute, sent * (ranks - 1) / ranks / rate, recipe.steps)
+    return sent * (ranks - 1) / ranks / rate
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of a step's collectives.
+
+    Attributes:
+        all_ranks: of those among all ranks.
+        within_copies: of those among the ranks that share a second copy of the weights.
+    """
+
+    all_ranks: float
+    within_copies: float = 0.0
 
 
 def network_bytes(
-    parameters: Parameters, zero: ZeroSection, precision: Precision, micro_steps: float
-) -> float:
-    """Bytes that each GPU receives in a step, times (ranks - 1)/ranks.
+    parameters: Parameters, zero: ZeroSection, precision: Precision, micro_steps: float, ranks: int
+) -> Traffic:
+    """What a step sends; each GPU receives (n - 1)/n of it where n ranks take part.
 
     Stage 3 gathers all weights for the forward and again for the backward pass, and reduces all gradients, in
     each micro-step. Stage 2 reduces in each micro-step, and gathers the new weights once. Stages 0 and 1 sum
     the step's gradients up once, which moves them twice, and stage 1 gathers the new weights. Weights that
-    are not trained move in stage 3 only, where they are gathered too.
+    are not trained move in stage 3 only, where they are gathered too. Second copies (zero_hpz_partition_size)
+    hold until the weights change: only a step's first gathering is among all ranks, of what is not trained
+    none is.
     """
-    gathered = 2.0 * micro_steps * sum(parameters.frozen) if zero.stage == 3 else 0.0
-    whole = parameters.total * {0: 2.0, 1: 3.0, 2: micro_steps + 1.0, 3: 3.0 * micro_steps}[zero.stage]
-    return BYTES[precision] * (whole + gathered)
+    width, trained, frozen = BYTES[precision], parameters.total, sum(parameters.frozen)
+    if zero.stage < 3:
+        return Traffic(width * trained * {0: 2.0, 1: 3.0, 2: micro_steps + 1.0}[zero.stage])
+    reduced, gathered = micro_steps * trained, 2.0 * micro_steps * (trained + frozen)
+    if zero.copy_size == 1 or ranks <= zero.copy_size:
+        return Traffic(width * (reduced + gathered))
+    return Traffic(width * (reduced + trained), width * (gathered - trained))

@@ -128,9 +128,10 @@ def _offload_weights(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attemp
 def _adapters(attempt: Attempt, plan: Plan) -> Iterator[tuple[str, Attempt]]:
     model = attempt.recipe.model
     if model.init_from and not model.grow_from and not model.lora:
-        adapted = model.model_copy(update={"lora": LoraSection()})
+        lora = LoraSection()
+        adapted = model.model_copy(update={"lora": lora})
         changed = attempt.recipe.model_copy(update={"model": adapted})
-        words = f"model.lora: {{rank: {adapted.lora.rank}}} (trains adapters in place of the backbone)"
+        words = f"model.lora: {{rank: {lora.rank}}} (trains adapters in place of the backbone)"
         yield words, replace(attempt, recipe=changed)
 
 

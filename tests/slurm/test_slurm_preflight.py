@@ -12,14 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from simulated_nodes import Node, simulate
+from small_stage import write_recipe
 
 from foundation.errors import ExitCode
-from slurm import interconnect
+from slurm import interconnect, start
 from slurm.after import Start, decide
 from slurm.history import JobFolder
 from slurm.node_checks import Limits, available_memory
 from slurm.preflight import Verdict, announce
 from trainer.run_folder import RunFolder
+from trainer.signals import StopFlag
 
 LIMITS = Limits(
     min_disk_gb=2, min_memory_gb=8, max_clock_skew=5, min_gpu_tflops=400, min_allreduce_gbps=4, patience=60
@@ -50,8 +52,8 @@ def agreed(verdicts: list[Verdict]) -> Verdict:
 
 def left_out(verdict: Verdict, folder: Path, said: str) -> tuple[str, ...]:
     """The nodes without which the job goes on, by what stands in its log."""
-    start, run = Start(7, 0, "n[0-3]", verdict.code, count=len(verdict.nodes)), RunFolder(folder / "run")
-    return decide(start, said, run, JobFolder.of_run(run.path)).without
+    ended, run = Start(7, 0, "n[0-3]", verdict.code, count=len(verdict.nodes)), RunFolder(folder / "run")
+    return decide(ended, said, run, JobFolder.of_run(run.path)).without
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,21 @@ def test_what_all_nodes_lack_ends_the_job(
     assert "all nodes say so: mend it, and submit again" in said
 
 
+@pytest.mark.parametrize(("rank", "code"), [(0, ExitCode.REQUEUE), (1, ExitCode.DONE)])
+def test_a_bad_node_ends_the_ranks_that_stay_silent(
+    monkeypatch: pytest.MonkeyPatch, shared: Path, rank: int, code: ExitCode
+) -> None:
+    """srun ends all ranks at the first bad exit: that of the one that names the node, when it has done so."""
+    srun = {"SLURM_PROCID": rank, "SLURM_NTASKS": 3, "SLURM_LOCALID": 0, "SLURM_JOB_ID": 7}
+    ours = {"RANK": rank, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "MASTER_ADDR": "n0", "MASTER_PORT": 15000}
+    for name, value in {**srun, **ours, "SLURM_JOB_NODELIST": "n[0-2]"}.items():
+        monkeypatch.setenv(name, str(value))
+    verdict = Verdict({"n2": ["rank 2 has not answered within 300 s"]}, ["n0", "n1", "n2"])
+    monkeypatch.setattr(start, "preflight", lambda *arguments: verdict)
+    recipe = write_recipe(shared)
+    assert start.start(StopFlag(), [str(recipe), "--nodes", "n0 n1 n2"]) == code
+
+
 def test_the_speed_of_a_gpu_is_that_of_its_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0, 4, 10, 12, 20, 23, 30, 35, 40, 42, 50, 54, 60, 63])
     monkeypatch.setattr(interconnect, "MATRIX", 8)
@@ -189,6 +206,9 @@ def test_the_speed_of_a_gpu_is_that_of_its_fastest_product(monkeypatch: pytest.M
     assert interconnect.gpu_tflops(torch.device("cpu")) == pytest.approx(2 * 8**3 / 2 / 1e12)
 
 
-def test_memory_is_what_the_kernel_calls_available() -> None:
-    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line]
-    assert available_memory() == pytest.approx(int(line.split()[1]) * 1024, rel=0.2)
+def test_memory_is_what_the_kernel_calls_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "MemTotal:       9000 kB\nMemFree:        3000 kB\nMemAvailable:   5000 kB\nBuffers:          70 kB\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda path: said)
+    assert available_memory() == 5000 * 1024

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from foundation.errors import Problems
-from slurm.controller import SlurmError, missing_commands, show
+from slurm.controller import ControllerAway, SlurmError, missing_commands, show
 from slurm.fitting import check_batch, check_memory
 from slurm.site import SITE_FILE, Site, SiteFile
 from slurm.work import Work
@@ -38,6 +38,9 @@ def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> list[dict[s
 
     Returns:
         The partition's nodes, as `show` tells them; [] where that was not to be had.
+
+    Raises:
+        ControllerAway: the controller does not answer.
     """
     missing = missing_commands()
     if missing:
@@ -50,8 +53,10 @@ def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> list[dict[s
         problems.add("--nodes", f"{nodes!r} is no number of nodes", "for example 16, or 12-16")
     try:
         partitions = show("partition")
+    except ControllerAway:
+        raise
     except SlurmError as error:
-        problems.add("Slurm", str(error), "ask the cluster's people, or try again")
+        problems.add("Slurm", str(error), "ask the cluster's people")
         return []
     partition = _partition(problems, file, partitions)
     if partition is None:

@@ -76,9 +76,17 @@ def jobs(
     ] = None,
 ) -> None:
     """Tell what was submitted: state, nodes, restarts, step, loss, time left, last save, why it waits."""
+    from slurm.controller import ControllerAway, all_jobs
     from slurm.follow import rows, show_rows
 
-    show_rows(rows(folders or [Path("runs"), Path("data")]))
+    known, away = {}, None
+    try:
+        known = all_jobs()
+    except ControllerAway as error:
+        away = error
+    show_rows(rows(folders or [Path("runs"), Path("data")], known))
+    if away is not None:  # what the folders tell is shown all the same
+        raise away
 
 
 @app.command()

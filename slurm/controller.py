@@ -7,22 +7,33 @@ import shutil
 import subprocess
 import time
 
-from foundation.errors import RecipeError
+from foundation.errors import ExitCode, RecipeError
 
 ENDED = frozenset(
     {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL"}
     | {"PREEMPTED"}  # for good: one that is to run again is pending
 )
+ANSWER_SECONDS = 60.0
 # What Slurm's commands say of a controller that is away, is starting or has too much to do.
 _AWAY = re.compile(
-    r"[Uu]nable to contact|has not answered|Socket timed out on send/recv"
-    r"|Zero Bytes were transmitted or received"
+    r"[Uu]nable to contact|Socket timed out on send/recv|Zero Bytes were transmitted or received"
 )
 _FIELD = re.compile(r"(?:^| )([A-Za-z][A-Za-z/:]*)=")  # of `scontrol --oneliner`; values may contain spaces
 
 
 class SlurmError(RecipeError):
     """A command of Slurm has refused; its own words are in the message."""
+
+
+class ControllerAway(SlurmError):
+    """slurmctld does not answer; the same command does its work once it does."""
+
+    exit_code = ExitCode.REQUEUE
+
+    def __init__(self, said: str):
+        super().__init__(
+            f"Slurm's controller does not answer ({said}): try again when it does; what runs goes on"
+        )
 
 
 def missing_commands() -> list[str]:
@@ -37,21 +48,29 @@ def slurm(*command: str, text: str | None = None) -> str:
         text: for its standard input.
 
     Raises:
-        SlurmError: it is not there, does not answer, or refuses.
+        ControllerAway: the controller does not answer, within a minute at most.
+        SlurmError: the command is not there, or refuses.
     """
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=60, check=False, errors="replace"
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_SECONDS,
+            check=False,
+            errors="replace",
         )
     except FileNotFoundError:
         raise SlurmError(
             f"{command[0]} was not found: run this on a login node of the cluster, where Slurm's commands are"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} has not answered for a minute; is slurmctld running?") from None
+        raise ControllerAway(f"{command[0]} has had no answer for {ANSWER_SECONDS:.0f} s") from None
     if done.returncode:
         lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
-        raise SlurmError(f"{command[0]}: {'; '.join(lines) or f'exit code {done.returncode}'}")
+        said = f"{command[0]}: {'; '.join(lines) or f'exit code {done.returncode}'}"
+        raise ControllerAway(said) if _AWAY.search(said) else SlurmError(said)
     return done.stdout
 
 
@@ -70,7 +89,7 @@ def show(entity: str, name: str = "") -> list[dict[str, str]]:
     """What `scontrol show` tells of jobs, partitions or nodes; [] where there is none of that name.
 
     Raises:
-        SlurmError: the controller does not answer.
+        ControllerAway: the controller does not answer.
     """
     try:
         output = slurm("scontrol", "show", entity, *([name] if name else []), "--oneliner")
@@ -79,6 +98,18 @@ def show(entity: str, name: str = "") -> list[dict[str, str]]:
             return []
         raise
     return [fields(line) for line in output.splitlines() if "=" in line]
+
+
+def all_jobs() -> dict[int, list[dict[str, str]]]:
+    """What the controller knows of jobs, by number; of an array each element. {} where Slurm is not.
+
+    Raises:
+        ControllerAway: the controller does not answer.
+    """
+    known: dict[int, list[dict[str, str]]] = {}
+    for job in [] if missing_commands() else show("job"):
+        known.setdefault(int(job.get("ArrayJobId", job["JobId"])), []).append(job)
+    return known
 
 
 def live(number: int) -> list[dict[str, str]]:
@@ -101,8 +132,8 @@ def patiently(seconds: float, *command: str) -> str:
     while True:
         try:
             return slurm(*command)
-        except SlurmError as error:
-            if not _AWAY.search(str(error)) or time.monotonic() > deadline:
+        except ControllerAway:
+            if time.monotonic() > deadline:
                 raise
         time.sleep(2)
 

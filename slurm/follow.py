@@ -16,9 +16,9 @@ import yaml
 from data_pipeline.status import read_status
 from foundation.errors import DataError, UserError
 from foundation.progress import say
-from slurm.controller import live, missing_commands, show, slurm
+from slurm.controller import ControllerAway, live, slurm
 from slurm.history import COMMENT, JobFolder
-from slurm.states import job_in_focus, state_of
+from slurm.states import Known, job_in_focus, state_of
 from trainer.checkpoint_files import committed
 from trainer.run_folder import RunFolder
 
@@ -57,14 +57,22 @@ class Row:
     why: str = ""
 
 
-def rows(roots: Iterable[Path]) -> list[Row]:
-    """A row for each run and dataset that was submitted: those below ``roots``, and those of one's jobs."""
+def rows(roots: Iterable[Path], known: Known) -> list[Row]:
+    """A row for each run and dataset that was submitted: those below ``roots``, and those of one's jobs.
+
+    Args:
+        known: what the controller tells of jobs.
+    """
     found = {folder.path.resolve(): folder for root in roots for folder in job_folders(root)}
-    for job in _own_jobs():
-        folder = JobFolder(Path(job["Comment"].removeprefix(COMMENT)))
-        if folder.history.exists():
+    mine = (
+        job for jobs in known.values() for job in jobs if job["UserId"].startswith(f"{getpass.getuser()}(")
+    )
+    for job in mine:
+        _, ours, path = job.get("Comment", "").partition(COMMENT)
+        folder = JobFolder(Path(path))
+        if ours and folder.history.exists():
             found.setdefault(folder.path.resolve(), folder)
-    return [_row(folder) for _, folder in sorted(found.items())]
+    return [_row(folder, known) for _, folder in sorted(found.items())]
 
 
 def job_folders(root: Path) -> Iterator[JobFolder]:
@@ -73,16 +81,9 @@ def job_folders(root: Path) -> Iterator[JobFolder]:
         yield JobFolder(history.parent)
 
 
-def _own_jobs() -> list[dict[str, str]]:
-    if missing_commands():
-        return []
-    mine = [job for job in show("job") if job["UserId"].partition("(")[0] == getpass.getuser()]
-    return [job for job in mine if job.get("Comment", "").startswith(COMMENT)]
-
-
-def _row(folder: JobFolder) -> Row:
-    number = job_in_focus(folder)
-    job = state_of(number, folder) if number is not None else {}
+def _row(folder: JobFolder, known: Known) -> Row:
+    number = job_in_focus(folder, known)
+    job = state_of(number, folder, known) if number is not None else {}
     waiting = job.get("JobState") == "PENDING"
     reason = job.get("Reason", "").partition(",")[0]
     last = (folder.lines("end") or [{"why": ""}])[-1]
@@ -271,10 +272,17 @@ def _save_and_end(number: int, run: RunFolder, patience: float) -> None:
     say(f"job {number} ends its step, saves, and is cancelled then")
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        if not live(number):
+        if not _is_known_live(number):
             newest = committed(run)
             saved = f"step {newest[0][0]} is saved" if newest else "it had not come to its first step"
             say(f"job {number} has ended: {saved}; submit the recipe again and it goes on from there")
             return
         time.sleep(1)
     say(f"job {number} is still saving after {patience:.0f} s; `bitdance jobs` tells when it has ended")
+
+
+def _is_known_live(number: int) -> bool:
+    try:
+        return bool(live(number))
+    except ControllerAway:
+        return True  # the save goes on without it

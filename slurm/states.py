@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 
-from slurm.controller import ENDED, SlurmError, is_live, missing_commands, show, slurm
+from slurm.controller import ENDED, SlurmError, is_live, slurm
 from slurm.history import JobFolder
 
+Known = Mapping[int, list[dict[str, str]]]  # as `all_jobs` returns it
 
-def job_in_focus(folder: JobFolder) -> int | None:
+
+def job_in_focus(folder: JobFolder, known: Known) -> int | None:
     """The job that the news of a run or dataset are of: the first that is live, else the first that has
     failed, else the last.
     """
     numbers = folder.jobs()
-    states = {number: {job["JobState"] for job in _known(number)} for number in numbers}
+    states = {number: {job["JobState"] for job in known.get(number, [])} for number in numbers}
     for dull in (ENDED, {"COMPLETED", "CANCELLED"}):
         for number in numbers:
             if states[number] - dull:
@@ -22,13 +25,9 @@ def job_in_focus(folder: JobFolder) -> int | None:
     return numbers[-1] if numbers else None
 
 
-def _known(number: int) -> list[dict[str, str]]:
-    return [] if missing_commands() else show("job", str(number))
-
-
-def state_of(number: int, folder: JobFolder) -> dict[str, str]:
+def state_of(number: int, folder: JobFolder, known: Known) -> dict[str, str]:
     """What Slurm knows of a job; where it has forgotten it, what sacct or the job's own history says."""
-    jobs = _known(number)
+    jobs = known.get(number, [])
     if len(jobs) > 1:
         return _of_array(jobs)
     if jobs:

@@ -10,11 +10,14 @@ from pathlib import Path
 from foundation.errors import Problems, RecipeError
 from foundation.progress import say
 from slurm.checks import check_cluster, check_interpreter, check_work
-from slurm.controller import live, slurm
+from slurm.controller import ControllerAway, SlurmError, all_jobs, is_live, patiently, slurm
+from slurm.history import COMMENT
 from slurm.script import fill_in
 from slurm.site import SiteFile
 from slurm.work import Asked, Work, open_recipe, site_lines, work_of
 from trainer.recipe import StageRecipe
+
+TAKE_BACK_SECONDS = 60.0  # for which the controller may be away, when half a chain is to be cancelled
 
 
 def gather(paths: Sequence[Path], overrides: Sequence[str], asked: Asked, file: SiteFile) -> list[Work]:
@@ -53,15 +56,23 @@ def check_all(works: Sequence[Work], asked: Asked, file: SiteFile) -> None:
 
     Raises:
         RecipeError: all that is wrong.
+        ControllerAway: nothing else is, but the controller does not answer.
     """
-    problems = Problems()
-    nodes = check_cluster(problems, file, asked.nodes)
+    problems, nodes, away = Problems(), list[dict[str, str]](), None
+    try:
+        nodes = check_cluster(problems, file, asked.nodes)
+    except ControllerAway as error:
+        away = error
     check_interpreter(problems, file)
     made: set[Path] = set()
     for work in works:
         check_work(problems, work, made, file, nodes)
         if work.makes is not None:
             made.add(work.makes.parent)  # the run, or the dataset with its text tokenizer
+    if away is not None:
+        if not problems.lines:
+            raise away
+        problems.add("Slurm", str(away))
     problems.raise_if_any(RecipeError, "Nothing was submitted")
 
 
@@ -87,20 +98,32 @@ def submit(works: Sequence[Work], file: SiteFile) -> list[int]:
                 numbers.append(_sbatch(work, file, after))
         except BaseException:  # also Ctrl-C: half a chain would block the next attempt
             if numbers:
-                slurm("scancel", *map(str, numbers))
-                say(f"The jobs before it were cancelled: {', '.join(map(str, numbers))}")
+                _take_back(numbers)
             raise
     return numbers
 
 
+def _take_back(numbers: Sequence[int]) -> None:
+    names = " ".join(map(str, numbers))
+    try:
+        patiently(TAKE_BACK_SECONDS, "scancel", *map(str, numbers))
+        say(f"The jobs before it were cancelled: {names}")
+    except SlurmError:
+        say(f"The jobs before it could not be cancelled: when the controller answers, `scancel {names}`")
+
+
 def _refuse_second(works: Sequence[Work]) -> None:
-    problems = Problems()
+    problems, known = Problems(), all_jobs()
     for folder in dict.fromkeys(work.folder for work in works if not work.done):
-        for number in folder.jobs():
-            if jobs := live(number):
+        numbers, comment = folder.jobs(), f"{COMMENT}{folder.path.resolve()}"
+        for number, jobs in known.items():
+            # By its comment too: where sbatch got no answer, its job has no number here.
+            ours = number in numbers or jobs[0].get("Comment") == comment
+            states = [job["JobState"].lower() for job in jobs if is_live(job)]
+            if ours and states:
                 problems.add(
                     str(folder.path.parent if folder.path.name == "slurm" else folder.path),
-                    f"job {number} is {jobs[0]['JobState'].lower()} on it",
+                    f"job {number} is {states[0]} on it",
                     "follow it with `bitdance jobs`, or end it with `bitdance cancel`",
                 )
     problems.raise_if_any(RecipeError, "Nothing was submitted")

@@ -122,15 +122,10 @@ def test_a_new_job_counts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert start._makes_no_progress(run)
 
 
-def test_a_job_that_slurm_holds_is_told_with_what_lets_it_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_slurm_holds_is_told_with_what_lets_it_go(tmp_path: Path) -> None:
     JobFolder.of_run(tmp_path).note("submitted", 7)
-    held = {"JobState": "PENDING", "Reason": "launch_failed_requeued_held"}
-    monkeypatch.setattr(follow, "_own_jobs", list)
-    monkeypatch.setattr(follow, "job_in_focus", lambda folder: 7)
-    monkeypatch.setattr(follow, "state_of", lambda number, folder: held)
-    (row,) = follow.rows([tmp_path])
+    held = {"JobState": "PENDING", "Reason": "launch_failed_requeued_held", "UserId": "another(7)"}
+    (row,) = follow.rows([tmp_path], {7: [held]})
     assert "a node could not start it; `scontrol release 7` lets it go on" in row.why
 
 
@@ -290,12 +285,10 @@ def test_an_array_and_what_finishes_its_dataset_are_one_submission(tmp_path: Pat
     ],
 )
 def test_news_are_of_the_job_that_is_live_or_has_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: list[str], finalize: list[str], focus: int
+    tmp_path: Path, array: list[str], finalize: list[str], focus: int
 ) -> None:
-    known = {"11": [{"JobState": state} for state in array], "12": [{"JobState": s} for s in finalize]}
-    monkeypatch.setattr(states, "missing_commands", list)
-    monkeypatch.setattr(states, "show", lambda entity, number: known[number])
-    assert states.job_in_focus(dataset_jobs(tmp_path)) == focus
+    known = {11: [{"JobState": state} for state in array], 12: [{"JobState": s} for s in finalize]}
+    assert states.job_in_focus(dataset_jobs(tmp_path), known) == focus
 
 
 def test_cancel_ends_an_array_and_what_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,20 +318,16 @@ def test_what_slurm_has_forgotten_is_asked_of_sacct_then_of_the_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = dataset_jobs(tmp_path)
-    monkeypatch.setattr(states, "show", lambda entity, number: [])
-    for name in ("sbatch", "scontrol", "squeue", "scancel"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert states.state_of(12, folder)["JobState"] == "UNKNOWN"
+    assert states.state_of(12, folder, {})["JobState"] == "UNKNOWN"
     folder.note("end", 12, code=0, nodes="n2", restart=1)
-    found = states.state_of(12, folder)
+    found = states.state_of(12, folder, {})
     assert (found["JobState"], found["NodeList"], found["Restarts"]) == ("COMPLETED", "n2", "1")
     (tmp_path / "sacct").write_text("#!/bin/sh\necho 'CANCELLED by 7|n[1-2]'\n")
     (tmp_path / "sacct").chmod(0o755)
-    assert states.state_of(12, folder) == {"JobState": "CANCELLED", "NodeList": "n[1-2]"}
+    assert states.state_of(12, folder, {}) == {"JobState": "CANCELLED", "NodeList": "n[1-2]"}
     (tmp_path / "sacct").write_text("#!/bin/sh\necho 'COMPLETED|n1'; echo 'FAILED|n2'; echo 'COMPLETED|n1'\n")
-    assert states.state_of(11, folder)["JobState"] == "2 COMPLETED, 1 FAILED"
+    assert states.state_of(11, folder, {})["JobState"] == "2 COMPLETED, 1 FAILED"
 
 
 def test_the_end_of_a_data_job_is_written_beside_its_output(tmp_path: Path) -> None:

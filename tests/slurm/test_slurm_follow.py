@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stand_in import write_commands
 from typer.testing import CliRunner
 
 from foundation.errors import DataError
 from slurm import follow
 from slurm.cli import app
+from slurm.controller import ControllerAway
 from slurm.history import JobFolder
+from trainer.run_folder import RunFolder
 
 STORE = "s3://bucket/more/latents"
 
@@ -61,10 +64,10 @@ def test_a_dataset_in_a_store_is_told_by_its_address(
         raise DataError("away")
 
     monkeypatch.setattr(follow, "read_status", away)
-    (row,) = follow.rows([Path("data")])
+    (row,) = follow.rows([Path("data")], {})
     assert (row.path, row.job, row.progress) == (STORE, "12", "") and asked == [STORE]
     (remote.path / "recipe.yaml").unlink()
-    (row,) = follow.rows([Path("data")])
+    (row,) = follow.rows([Path("data")], {})
     assert row.path == os.path.join("data", "bucket", "more", "latents")
 
 
@@ -76,3 +79,50 @@ def test_a_job_on_a_dataset_in_a_store_is_cancelled(
     monkeypatch.setattr(follow, "slurm", lambda *command: told.append(command))
     assert CliRunner().invoke(app, ["cancel", STORE]).exit_code == 0
     assert told == [("scancel", "11"), ("scancel", "12")]
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run that was submitted; the controller does not answer Slurm's commands."""
+    write_commands(tmp_path / "bin")
+    (tmp_path / "bin" / "scontrol").write_text(
+        "#!/bin/sh\necho 'slurm_load error: Unable to contact' >&2\nexit 1\n"
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    JobFolder.of_run(tmp_path / "run").note("submitted", 7)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 4, "loss": 0.5, "eta_seconds": 60}\n')
+    return tmp_path
+
+
+def test_jobs_tells_what_it_knows_without_the_controller(away: Path) -> None:
+    result = CliRunner().invoke(app, ["jobs", str(away)])
+    assert isinstance(result.exception, ControllerAway) and result.exception.exit_code == 75
+    said = str(result.exception)
+    assert said.startswith(
+        "Slurm's controller does not answer (scontrol: Unable to contact): try again when it"
+    )
+    (row,) = [line for line in result.stdout.splitlines() if str(away) in line]
+    assert "unknown" in row and "0.5000" in row
+
+
+def test_nothing_is_cancelled_without_the_controller(away: Path) -> None:
+    result = CliRunner().invoke(app, ["cancel", str(away / "run")])
+    assert isinstance(result.exception, ControllerAway)
+    assert not JobFolder.of_run(away / "run").lines("cancel")
+
+
+def test_a_save_is_waited_for_though_the_controller_goes_away(
+    away: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[object] = [ControllerAway("gone"), [{"JobState": "RUNNING"}], []]
+
+    def live(number: int) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, ControllerAway):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(follow, "live", live)
+    monkeypatch.setattr(follow.time, "sleep", lambda seconds: None)
+    follow._save_and_end(7, RunFolder(away / "run"), 60)
+    assert "job 7 has ended" in capsys.readouterr().out and not answers

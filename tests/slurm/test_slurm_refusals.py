@@ -22,6 +22,7 @@ from models.text_tokens import load_text_tokenizer
 from slurm import checks
 from slurm.checks import gpu_kind
 from slurm.cli import app
+from slurm.controller import ControllerAway
 from slurm.fitting import check_memory
 from slurm.history import JobFolder
 from slurm.site import Site
@@ -291,3 +292,47 @@ def test_inputs_in_a_store_and_on_the_hub_are_not_looked_for(tmp_path: Path, tol
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values).replace("s3:/", "s3://"))
     assert "job 102: finalize s3://bucket/latents" in submit(tmp_path, str(tmp_path / "recipe.yaml"))
+
+
+AWAY = "#!/bin/sh\necho 'x: error: Unable to contact slurm controller' >&2\nexit 1\n"
+
+
+def test_a_controller_that_is_away(inputs: Path, tmp_path: Path, told: Path) -> None:
+    """Alone it is worth another try (75), beside a mistake it is not (78)."""
+    (tmp_path / "bin" / "scontrol").write_text(AWAY)
+    recipe, site = str(stage(inputs, tmp_path)), str(site_file(tmp_path))
+    result = CliRunner().invoke(app, ["submit", recipe, "--site", site])
+    assert isinstance(result.exception, ControllerAway) and result.exception.exit_code == 75
+    message = submit(tmp_path, recipe, "--set", f"tokenizer={tmp_path}/none")
+    assert (
+        "none does not exist" in message
+        and "Slurm: Slurm's controller does not answer (scontrol: " in message
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("scancel", "words"),
+    [
+        ("#!/bin/sh\n", "The jobs before it were cancelled: 101"),
+        ("#!/bin/sh\nexit 1\n", "could not be cancelled: when the controller answers, `scancel 101`"),
+    ],
+)
+def test_half_a_chain_is_taken_back(
+    inputs: Path, tmp_path: Path, told: Path, scancel: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The controller goes away between two jobs."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(sbatch.read_text() + AWAY.replace("#!/bin/sh", f"[ $(wc -l < {told}) = 1 ] && exit"))
+    (tmp_path / "bin" / "scancel").write_text(scancel)
+    words_ = ["submit", str(stage(inputs, tmp_path)), "--publish", f"{tmp_path}/published"]
+    result = CliRunner().invoke(app, [*words_, "--site", str(site_file(tmp_path))])
+    assert isinstance(result.exception, ControllerAway) and words in result.stdout
+
+
+def test_a_job_whose_number_was_never_heard_is_found(inputs: Path, tmp_path: Path, told: Path) -> None:
+    """sbatch got no answer, but the controller has taken the job."""
+    job = f"JobId=55 JobState=PENDING UserId=me(1) Comment=bitdance {tmp_path.resolve()}/run/slurm"
+    write_commands(tmp_path / "bin", jobs=job)
+    message = submit(tmp_path, str(stage(inputs, tmp_path)))
+    assert f"{tmp_path}/run: job 55 is pending on it" in message and told.read_text() == ""

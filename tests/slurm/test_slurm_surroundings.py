@@ -9,7 +9,7 @@ import pytest
 
 from foundation.errors import Problems, RecipeError
 from slurm import checks, controller
-from slurm.controller import SlurmError, patiently
+from slurm.controller import ControllerAway, SlurmError, patiently
 from slurm.history import JobFolder
 from slurm.script import SCRIPTS
 from slurm.site import Site, read_site
@@ -53,26 +53,31 @@ def test_a_group_without_a_name(monkeypatch: pytest.MonkeyPatch, allowed: str, c
     "said",
     [
         "scontrol: Unable to contact slurm controller (connect failure)",
-        "scontrol has not answered for a minute; is slurmctld running?",
-        "scontrol: slurm_update error: Socket timed out on send/recv operation",
-        "scontrol: Zero Bytes were transmitted or received",
+        "slurm_update error: Socket timed out on send/recv operation",
+        "slurm_load_jobs error: Zero Bytes were transmitted or received",
     ],
 )
-def test_a_controller_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    answers = [SlurmError(said), "JobId=7"]
-
-    def slurm(*command: str) -> str:
-        answer = answers.pop(0)
-        if isinstance(answer, SlurmError):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(controller, "slurm", slurm)
-    monkeypatch.setattr(controller.time, "sleep", lambda seconds: None)
-    assert patiently(60, "scontrol", "show", "job", "7") == "JobId=7"
-    answers[:] = [SlurmError("scontrol: Invalid job id specified")]
+def test_a_controller_that_is_away_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/back ] && echo JobId=7 || {{ echo '{said}' >&2; exit 1; }}\n"
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setattr(controller.time, "sleep", lambda seconds: (tmp_path / "back").touch())
+    with pytest.raises(ControllerAway):
+        patiently(-1, str(scontrol))
+    assert patiently(60, str(scontrol)) == "JobId=7\n"
+    scontrol.write_text("#!/bin/sh\necho 'Invalid job id specified' >&2; exit 1\n")
     with pytest.raises(SlurmError, match="Invalid job id"):
-        patiently(60, "scontrol", "show", "job", "7")
+        patiently(60, str(scontrol))
+
+
+def test_a_controller_that_says_nothing_at_all_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "ANSWER_SECONDS", 0.1)
+    with pytest.raises(ControllerAway, match="sleep has had no answer"):
+        controller.slurm("sleep", "5")
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,7 @@ def build_module(
         values = torch.zeros(empty.shape, dtype=dtype, device=training_device())
         holder.register_parameter("weight", nn.Parameter(values, requires_grad=empty.requires_grad))
         if zero.stage == 3:
-            # The first one makes the groups of zero_hpz_partition_size, which cannot be made twice.
-            within = deepspeed.utils.groups._get_zero_param_intra_parallel_group()
-            deepspeed.zero.Init(module=holder, config_dict_or_path=config, zero_param_parallel_group=within)
+            deepspeed.zero.Init(module=holder, config_dict_or_path=config)
         for owner, name in places:
             owner.register_parameter(name, holder.get_parameter("weight"))
     return module
@@ -132,8 +130,8 @@ class Engine:
         self.state = ZeroState(self.stage, trained, frozen, self._optimizer, adam, self.device, memory)
         if weights_memory is not None:
             self.state.move_weights(weights_memory)
-        # DeepSpeed's own beside the world's: most collectives are in those. Groups that are made later, as that
-        # of the checkpoints is, have nothing to do with steps.
+        # DeepSpeed's own beside the world's: most collectives are in those. Groups that are made later, as
+        # that of the checkpoints is, have nothing to do with steps.
         self._groups = list(_world.pg_map)
         self.wait_at_most(UNHURRIED_SECONDS)
 

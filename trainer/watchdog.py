@@ -17,6 +17,7 @@ from foundation.errors import ExitCode
 from trainer.recipe import WatchdogSection
 
 REMEMBERED_STEPS = 32
+UNHURRIED_SECONDS = 1800.0  # for the first step, which compiles and fills caches, and for what is no step
 LEAVE_SECONDS = 60.0  # for closing what connects the ranks, once all that matters is done
 
 
@@ -65,8 +66,8 @@ class Watchdog:
 
     def patience(self) -> float:
         """Seconds that the present step may take."""
-        median = statistics.median(self._steps) if self._steps else 0.0
-        return max(self._section.at_least_minutes * 60, self._section.factor * median)
+        usual = self._section.factor * statistics.median(self._steps) if self._steps else UNHURRIED_SECONDS
+        return max(self._section.at_least_minutes * 60, usual)
 
     def _watch(self) -> None:
         while not self._stopped.wait(min(5.0, self.patience() / 10)):

@@ -13,6 +13,7 @@ from trainer.watchdog import Watchdog
 def test_barks_at_silence_and_not_before() -> None:
     heard = threading.Event()
     dog = Watchdog(WatchdogSection(factor=5, at_least_minutes=0.3 / 60), bark=lambda _: heard.set())
+    dog.step_done()
     dog.start()
     for _ in range(5):
         time.sleep(0.05)
@@ -23,14 +24,31 @@ def test_barks_at_silence_and_not_before() -> None:
 
 def test_patience_grows_with_the_steps() -> None:
     dog = Watchdog(WatchdogSection(factor=10, at_least_minutes=0.001))
+    assert dog.patience() == 1800.0  # the first step compiles
+    dog._steps.append(0.001)
     assert dog.patience() == 0.06
     dog._steps.extend([1.0, 2.0, 100.0])
-    assert dog.patience() == 20.0
+    assert dog.patience() == 15.0
+    assert Watchdog(WatchdogSection(at_least_minutes=40)).patience() == 2400.0
+
+
+def test_the_first_step_may_take_longer_than_those_that_follow() -> None:
+    heard = threading.Event()
+    dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=0.05 / 60), bark=lambda _: heard.set())
+    dog.step_done()
+    dog.start()
+    assert heard.wait(timeout=5)
+    heard.clear()
+    dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=0.05 / 60), bark=lambda _: heard.set())
+    dog.start()
+    assert not heard.wait(timeout=0.5)
+    dog.stop()
 
 
 def test_stopped_is_silent() -> None:
     heard = threading.Event()
     dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=0.05 / 60), bark=lambda _: heard.set())
+    dog.step_done()
     dog.start()
     dog.stop()
     assert not heard.wait(timeout=0.3)
@@ -39,6 +57,7 @@ def test_stopped_is_silent() -> None:
 def test_paused_is_silent_until_it_goes_on() -> None:
     heard = threading.Event()
     dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=1 / 60), bark=lambda _: heard.set())
+    dog.step_done()
     dog.start()
     with dog.paused():
         time.sleep(1.5)
@@ -52,7 +71,9 @@ def test_ends_a_hung_process_with_stacks_and_exit_code_75() -> None:
         "from trainer.recipe import WatchdogSection\n"
         "from trainer.watchdog import Watchdog\n"
         "def hangs_here(): time.sleep(60)\n"
-        "Watchdog(WatchdogSection(factor=1, at_least_minutes=0.005)).start()\n"
+        "dog = Watchdog(WatchdogSection(factor=1, at_least_minutes=0.005))\n"
+        "dog.step_done()\n"
+        "dog.start()\n"
         "hangs_here()\n"
     )
     done = subprocess.run(

@@ -93,7 +93,9 @@ def build_module(
         values = torch.zeros(empty.shape, dtype=dtype, device=training_device())
         holder.register_parameter("weight", nn.Parameter(values, requires_grad=empty.requires_grad))
         if zero.stage == 3:
-            deepspeed.zero.Init(module=holder, config_dict_or_path=config)
+            # The first one makes the groups of zero_hpz_partition_size, which cannot be made twice.
+            within = deepspeed.utils.groups._get_zero_param_intra_parallel_group()
+            deepspeed.zero.Init(module=holder, config_dict_or_path=config, zero_param_parallel_group=within)
         for owner, name in places:
             owner.register_parameter(name, holder.get_parameter("weight"))
     return module

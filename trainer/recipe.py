@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from data_pipeline.batch_recipe import BatchRecipe
+from foundation.errors import RecipeError
 from foundation.sections import Problem, Section, check
 from models.flow_settings import FlowSettings
 from trainer.model_recipe import ModelSection
@@ -106,7 +107,9 @@ class ZeroSection(Section):
 
     Attributes:
         stage: 0 keeps everything on every rank; 1 shards the optimizer, 2 also gradients, 3 also weights.
-        zero_hpz_partition_size: ranks that share a second, whole copy of the weights in stage 3 (1: none).
+        zero_hpz_partition_size: ranks that share a second, whole copy of the weights in stage 3 (1: none),
+            for example a node's 8: the weights cross the network once a step, and come from within the node
+            afterwards.
     """
 
     stage: Literal[0, 1, 2, 3] = 3
@@ -128,11 +131,32 @@ class ZeroSection(Section):
             yield "offload_param", f"needs stage 3, found stage {self.stage}"
 
     @check
+    def _copy_is_of_shards(self) -> Iterator[Problem]:
+        if self.copy_size > 1 and self.stage != 3:
+            yield "zero_hpz_partition_size", f"needs stage 3, found stage {self.stage}"
+
+    @check
     def _optimizer_is_sharded(self) -> Iterator[Problem]:
         if self.offload_optimizer and self.stage == 0:
             yield "offload_optimizer", "needs stage 1, 2 or 3, found stage 0"
         elif self.offload_optimizer and self.offload_optimizer.device == "nvme" and self.stage != 3:
             yield "offload_optimizer", f"to nvme needs stage 3, found stage {self.stage}"
+
+    @property
+    def copy_size(self) -> int:
+        """Ranks that share a second, whole copy of the weights; 1: there is none."""
+        return self.zero_hpz_partition_size or 1
+
+    def refuse_ranks(self, ranks: int) -> None:
+        """
+        Raises:
+            RecipeError: so many ranks cannot be cut into groups of `copy_size`.
+        """
+        if ranks > self.copy_size and ranks % self.copy_size:
+            raise RecipeError(
+                f"zero.zero_hpz_partition_size is {self.copy_size}: {ranks} ranks are no multiple of it; "
+                "take the number of GPUs of a node, or leave it out"
+            )
 
 
 class CheckpointSection(Section):

@@ -84,6 +84,7 @@ class Stage:
         """
         self.recipe, self.run, self.stop, self.terminal = recipe, run, stop, terminal
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        recipe.zero.refuse_ranks(self.ranks)
         self.events = EventLog(run, start, writes=self.rank == 0)
         self.source = open_start(recipe)
         self.unfused = refuse_kernels(recipe, training_device().type)

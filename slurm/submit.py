@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -133,7 +134,9 @@ def _sbatch(work: Work, file: SiteFile, after: int | None) -> int:
     script = filled(work, file, after)
     work.folder.path.mkdir(parents=True, exist_ok=True)
     path = work.folder.path / work.script
-    path.write_text(script)
+    path.unlink(missing_ok=True)  # an earlier one may be for all to read, or another person's
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as private:
+        private.write(script)  # with what the site file exports: keys, maybe
     number = int(slurm("sbatch", "--parsable", str(path), *work.arguments).split(";")[0])
     work.folder.note("submitted", number, title=work.title, after=after, script=work.script)
     waits = f", after job {after}" if after is not None else ""

@@ -336,3 +336,21 @@ def test_a_job_whose_number_was_never_heard_is_found(inputs: Path, tmp_path: Pat
     write_commands(tmp_path / "bin", jobs=job)
     message = submit(tmp_path, str(stage(inputs, tmp_path)))
     assert f"{tmp_path}/run: job 55 is pending on it" in message and told.read_text() == ""
+
+
+def test_keys_are_nobody_elses(
+    inputs: Path, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the shell are in no file; those that stand in the site file, in the script alone."""
+    monkeypatch.setenv("WANDB_API_KEY", "of-the-shell")
+    script = tmp_path / "run" / "slurm" / "train.sbatch"
+    script.parent.mkdir(parents=True)
+    script.write_text("of an earlier version, for all to read")
+    script.chmod(0o644)
+    recipe, site = stage(inputs, tmp_path), site_file(tmp_path)
+    site.write_text(site.read_text() + "export AWS_SECRET_ACCESS_KEY=of-the-site\n")
+    assert CliRunner().invoke(app, ["submit", str(recipe), "--site", str(site)]).exit_code == 0
+    written = {path: path.read_text() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert not [path for path, text in written.items() if "of-the-shell" in text]
+    assert [path for path, text in written.items() if "of-the-site" in text] == [script]
+    assert script.stat().st_mode & 0o777 == 0o600

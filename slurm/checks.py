@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import glob
 import grp
 import os
@@ -12,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from foundation.errors import Problems
-from slurm.controller import ControllerAway, SlurmError, missing_commands, show
+from slurm.controller import ControllerAway, SlurmError, missing_commands, show, slurm
 from slurm.fitting import check_batch, check_memory
+from slurm.script import options_of
 from slurm.site import SITE_FILE, Site, SiteFile
 from slurm.work import Work
 from trainer.plan.gpus import GPUS
@@ -97,9 +99,43 @@ def _check_permission(problems: Problems, site: Site, partition: dict[str, str])
                 f"you may not use it: only the groups {allowed} may, you are in {', '.join(sorted(mine))}",
                 "take another partition, or ask for access",
             )
-    accounts = partition.get("AllowAccounts", "ALL")
-    if accounts != "ALL" and site.account not in accounts.split(","):
-        problems.add(where, f"it takes the accounts {accounts} only", "set ACCOUNT in the site file")
+    account = _given(site, "account") or _default_account(partition)
+    if account is None and partition.get("AllowAccounts", "ALL") != "ALL":
+        found = f"it takes the accounts {partition['AllowAccounts']} only, and none is given"
+        problems.add(where, found, "set ACCOUNT in the site file")
+    _check_listed(problems, partition, ("Accounts", "account", "ACCOUNT"), account)
+    _check_listed(problems, partition, ("Qos", "QOS", "QOS"), _given(site, "qos"))
+
+
+def _given(site: Site, option: str) -> str | None:
+    """An option as sbatch will have it: the shell's word goes before the script's."""
+    in_script = options_of(site.sbatch_options).get(option) or getattr(site, option)
+    return os.environ.get(f"SBATCH_{option.upper()}") or in_script
+
+
+def _default_account(partition: dict[str, str]) -> str | None:
+    """One's own in the accounting database, where the partition asks for one and there is a database."""
+    if not {"AllowAccounts", "DenyAccounts"} & {key for key, names in partition.items() if names != "ALL"}:
+        return None
+    with suppress(SlurmError):
+        who = ("show", "user", getpass.getuser(), "format=defaultaccount")
+        return slurm("sacctmgr", "--noheader", "--parsable2", *who).strip() or None
+    return None
+
+
+def _check_listed(
+    problems: Problems, partition: dict[str, str], names: tuple[str, str, str], given: str | None
+) -> None:
+    """Whether a partition's lists let an account or QOS in; `names`: Slurm's, ours, that of the site file."""
+    key, what, setting = names
+    where, value = f"partition {partition['PartitionName']}", (given or "").lower()
+    allowed, denied = (partition.get(f"{verb}{key}", "ALL") for verb in ("Allow", "Deny"))
+    fix = f"set {setting} in the site file, or take another partition"
+    if given and allowed != "ALL" and value not in allowed.lower().split(","):
+        plural = f"{what}s" if what.islower() else what
+        problems.add(where, f"it takes the {plural} {allowed} only, this one is {given!r}", fix)
+    if given and denied != "ALL" and value in denied.lower().split(","):
+        problems.add(where, f"it takes no {what} of {denied}, and this one is {given!r}", fix)
 
 
 def _own_groups() -> set[str]:

@@ -28,16 +28,16 @@ echo $((100 + $(wc -l < {told})))
 
 
 def write_commands(
-    folder: Path, gres: str = "gpu:8", jobs: str = "No jobs in the system", **partition: str
+    folder: Path, gres: str = "gpu:8", jobs: str = "No jobs in the system", **partition: str | None
 ) -> Path:
     """sbatch, scontrol, squeue and scancel in ``folder``; the file to which sbatch writes what it is told.
 
     Args:
         gres: of a node.
         jobs: what `scontrol show job` prints.
-        partition: what `scontrol show partition` tells otherwise.
+        partition: what `scontrol show partition` tells otherwise; of None, nothing.
     """
-    line = " ".join(f"{key}={value}" for key, value in (PARTITION | partition).items())
+    line = " ".join(f"{key}={value}" for key, value in (PARTITION | partition).items() if value is not None)
     folder.mkdir(exist_ok=True)
     told = folder / "told"
     told.write_text("")

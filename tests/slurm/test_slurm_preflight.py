@@ -153,8 +153,8 @@ def test_nodes_that_just_suffice_train(
 
 
 def test_what_is_not_asked_for_is_not_checked(monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
-    """Without a limit a GPU is not measured; no GPUs are looked for where the job has none."""
-    poor = Node(disk_gb=0, memory_gb=0, tflops=(0, 0), link=0.01, clock=1.0)
+    below_any_limit = (-1.0, -1.0)  # to measure these is to blame the node
+    poor = Node(disk_gb=0, memory_gb=0, tflops=below_any_limit, link=0.01, clock=1.0)
     limits = Limits(min_disk_gb=0, min_memory_gb=0, patience=60)
     assert not agreed(simulate(monkeypatch, shared, job(poor), limits)).bad
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data_pipeline.keyed_hash import Purpose, derive_key, permute
+from data_pipeline.keyed_hash import Purpose, derive_key, permute, shuffled_range
 
 Int64 = NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class WindowedShuffle:
     """Which sample stands at which position of a class's endless stream.
 
     Time and memory for a batch are O(batch · log shards), whatever the position. Besides, an epoch that is
-    met for the first time costs one pass over the *shards* (20 ms for the 61 thousand that hold a billion
+    met for the first time costs one sort of the *shards* (5 ms for the 61 thousand that hold a billion
     samples of 4 KiB), never over the samples.
     """
 
@@ -87,7 +87,7 @@ class WindowedShuffle:
         table = self._tables.get(epoch)
         if table is None:
             key = derive_key(self._seed, self._stream, Purpose.SHARD_ORDER, epoch)
-            shards = permute(np.arange(len(self._sizes)), len(self._sizes), key)
+            shards = shuffled_range(len(self._sizes), key)
             starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._sizes[shards])])
             table = self._tables[epoch] = _EpochTable(shards, starts)
             for old in list(self._tables)[:-_TABLES_KEPT]:

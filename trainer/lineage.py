@@ -92,7 +92,7 @@ def lineage_of(
     run: RunFolder, recipe: StageRecipe, dataset: Manifest, start_files: Sequence[Path]
 ) -> dict[str, Any]:
     """A run's lineage, as its first start recorded it; that one records it now. For one rank: it may hash all
-    weights, 28 GB of a 14B model.
+    weights, 33 GB of a 14B model.
 
     Args:
         start_files: of the model that the recipe starts from; none where that is random.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -42,12 +44,29 @@ _SPELLED = {
 }
 
 
-# What Pillow's EXIF parser has been seen to raise on broken tags.
-_EXIF_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, OverflowError)
-
-
 class BadImage(Exception):
     """One picture cannot be used; the message is the reason, for the quarantine list."""
+
+
+@contextmanager
+def blaming_the_picture() -> Iterator[None]:
+    """Turns whatever decoders raise on a picture into BadImage: strangers made it, and nobody foresees all.
+
+    What the machine lacks is not the picture's fault and passes: memory, a library, and what the operating
+    system says (an OSError with a number; those of decoders have none).
+    """
+    try:
+        yield
+    except (BadImage, MemoryError, ImportError):
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"not a picture of the formats {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"decompression bomb: {error}") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}") from None
 
 
 def decode_image(data: bytes, max_pixels: int, json_exif: str | None = None) -> Image.Image:
@@ -62,27 +81,19 @@ def decode_image(data: bytes, max_pixels: int, json_exif: str | None = None) -> 
     Raises:
         BadImage: not an accepted format, over the cap, truncated or broken.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of broken EXIF and of 89 megapixels, at each picture anew. Neither is a reason to
-            # leave a picture out: the cap is the recipe's, and an error.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadImage(f"{width} x {height} pixels, over the cap of {max_pixels}")
-            orientation = _orientation(image, json_exif)
-            profile = image.info.get("icc_profile")
-            image.load()
-            upright = image.transpose(_UNDO[orientation]) if orientation in _UNDO else image
-            return _to_srgb(upright, profile)
-    except UnidentifiedImageError:
-        raise BadImage(f"not a picture of the formats {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"decompression bomb: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
-        # Pillow's decoders raise all of these on broken files.
-        raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}") from None
+    with blaming_the_picture(), warnings.catch_warnings():
+        # Pillow warns of broken EXIF and of 89 megapixels, at each picture anew. Neither is a reason to
+        # leave a picture out: the cap is the recipe's, and an error.
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise BadImage(f"{width} x {height} pixels, over the cap of {max_pixels}")
+        orientation = _orientation(image, json_exif)
+        profile = image.info.get("icc_profile")
+        image.load()
+        upright = image.transpose(_UNDO[orientation]) if orientation in _UNDO else image
+        return _to_srgb(upright, profile)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -140,8 +151,9 @@ def _sixteen_bits_to_grey(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image, json_exif: str | None) -> int:
     """The EXIF orientation, 1 to 8: the picture's own tag, else the json's; 1 where there is none."""
     try:
-        own = image.getexif().get(ORIENTATION_TAG)
-    except _EXIF_ERRORS:  # broken EXIF is common and says nothing about the pixels
+        with blaming_the_picture():
+            own = image.getexif().get(ORIENTATION_TAG)
+    except BadImage:  # broken EXIF is common and says nothing about the pixels
         own = None
     if isinstance(own, int) and 1 <= own <= 8:
         return own

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipeline.buckets import Placement, fit_to_bucket, nearest_bucket
-from data_pipeline.images import BadImage, decode_image
-from data_pipeline.ingest.samples import RawSample
+from data_pipeline.images import BadImage, blaming_the_picture, decode_image
+from data_pipeline.ingest.samples import RawSample, printable
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from foundation.parent_process import die_with
 
@@ -59,12 +59,13 @@ class Decoded:
 def decode_sample(sample: RawSample, recipe: TokenizeRecipe) -> Decoded | str:
     """Decode a picture and cut it for its classes; the reason, where it cannot be used."""
     try:
-        image = decode_image(sample.image, recipe.pictures.max_pixels, sample.json_exif)
+        with blaming_the_picture():
+            image = decode_image(sample.image, recipe.pictures.max_pixels, sample.json_exif)
+            places = placements(image.height, image.width, recipe)
+            fitted = [Fitted(c, p, fit_to_bucket(image, p.height, p.width)) for c, p in places]
+            return Decoded(fitted, perceptual_hash(image) if fitted else 0, not fitted)
     except BadImage as error:
-        return str(error)
-    places = placements(image.height, image.width, recipe)
-    fitted = [Fitted(c, p, fit_to_bucket(image, p.height, p.width)) for c, p in places]
-    return Decoded(fitted, perceptual_hash(image) if fitted else 0, not fitted)
+        return printable(str(error))
 
 
 def decode_chosen(chosen: tuple[RawSample, str, dict[str, float]], recipe: TokenizeRecipe) -> Decoded | str:

@@ -1,5 +1,6 @@
 """One bad sample is one line of a quarantine list, whatever is bad about it; a bad shard is a failed task."""
 
+import io
 import json
 import os
 
@@ -7,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from photo_shards import picture, tokenize_recipe, write_tar, write_tokenizer
+from PIL import Image
 
+import data_pipeline.tokenize.decoding as decoding
 import data_pipeline.tokenize.workers as workers
 from data_pipeline.ingest.kept import KeptRows, index_folder
 from data_pipeline.ingest.recipe import InputSection, KeepSection
@@ -145,6 +148,29 @@ def test_strange_identities_join_nothing(tmp_path):
         (shard,) = list_shards(section)
         index = index_folder(KeepSection(rows=str(tmp_path / "kept.parquet"), by=by))
         assert list(KeptRows(by, index).rows(shard_identities(shard, section, by))) == [key]
+
+
+def test_a_picture_that_raises_what_nobody_foresaw_is_refused_alone(tokenizers, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    short = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(short, "JPEG", dpi=(72, 72), exif=b"Exif\0\0II*\0")
+    write_tar(
+        tmp_path / "in" / "0.tar",
+        [*good_members(), ("short.jpg", short.getvalue()), ("short.txt", b"a short EXIF block")],
+    )
+    hashed = decoding.perceptual_hash
+
+    def fails_on_black(image):
+        if not any(image.getextrema()[0]):
+            raise LookupError("what nobody foresaw")
+        return hashed(image)
+
+    recipe = recipe_for(tokenizers, tmp_path, input={"path": [str(tmp_path / "in")]})
+    monkeypatch.setattr(decoding, "perceptual_hash", fails_on_black)
+    run_tokenize(recipe)
+    (refused,) = quarantine(tmp_path)
+    assert refused == {"key": "short", "reason": "cannot be decoded: LookupError: what nobody foresaw"}
+    assert read_status(recipe.output).counts["refused"] == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("what nobody foresaw"), OSError(22, "Invalid argument")])

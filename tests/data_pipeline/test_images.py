@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from data_pipeline.images import BadImage, decode_image, spelled_orientation
 
@@ -87,6 +87,23 @@ def test_broken_exif_is_passed_over_in_silence():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(decode_image(data, CAP), landmark(), 60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {"dpi": (72, 72)}), ("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})],
+)
+def test_exif_of_any_length_says_nothing_about_the_pixels(kind, options):
+    """Cut at every byte: Pillow's parser raises what it likes, among it `struct.error` at 4 to 7 bytes."""
+    tag = struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0)  # upside down
+    whole = b"II*\x00\x08\x00\x00\x00\x02\x00" + tag + b"\x1a\x01\x05\x00\x01\x00\x00\x00"
+    if kind == "JPEG":
+        options = options | {"quality": 95, "subsampling": 0}
+    turned = landmark().transpose(Image.Transpose.ROTATE_180)
+    for start in (b"Exif\x00\x00", b""):
+        for length in range(41):
+            decoded = decode_image(encode(landmark(), kind, exif=(start + whole)[:length], **options), CAP)
+            assert same(decoded, landmark(), 60) or same(decoded, turned, 60), length
 
 
 @pytest.mark.parametrize("text", [None, "", "{", '["Orientation"]', '{"Image Orientation": "upside"}', "{}"])
@@ -171,6 +188,28 @@ def test_truncated_and_random_bytes_are_bad():
     for data in (whole[: len(whole) // 2], b"", b"hello", os.urandom(4096), encode(landmark())[:60]):
         with pytest.raises(BadImage):
             decode_image(data, CAP)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, struct.error, RecursionError, SystemError, OSError, KeyError]
+)
+def test_whatever_a_decoder_raises_is_the_pictures_fault(monkeypatch, error):
+    def fails(self):
+        raise error("odd")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fails)
+    with pytest.raises(BadImage, match=f"{error.__name__}.*odd"):
+        decode_image(encode(landmark()), CAP)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("no such library"), OSError(5, "disk")])
+def test_what_the_machine_lacks_is_not(monkeypatch, error):
+    def fails(self):
+        raise error
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fails)
+    with pytest.raises(type(error)):
+        decode_image(encode(landmark()), CAP)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def decode_image(data: bytes, max_pixels: int, json_exif: str | None = None) -> 
         # Pillow warns of broken EXIF and of 89 megapixels, at each picture anew. Neither is a reason to
         # leave a picture out: the cap is the recipe's, and an error.
         warnings.simplefilter("ignore")
+        # Pillow looks at the size earlier still (WebP's canvas is made when it is opened), and refuses what
+        # has more than twice this number, by default 179 megapixels.
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > max_pixels:

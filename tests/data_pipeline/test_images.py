@@ -245,6 +245,17 @@ def test_a_bomb_is_refused_before_it_is_decoded():
         decode_image(bomb, CAP)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_the_cap_is_the_callers_alone(monkeypatch, kind):
+    """Pillow has one of its own, 178,956,970 pixels, which held above it; here it is tiny."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    data = encode(landmark(), kind)  # 1536 pixels
+    assert decode_image(data, 1536).size == (48, 32)
+    for cap in (1, 500, 1535):
+        with pytest.raises(BadImage, match=rf"1536 pixels.*limit of {cap + cap % 2} |48 x 32.*cap of {cap}$"):
+            decode_image(data, cap)
+
+
 @pytest.mark.skipif(not (FIXTURES / "photos_edge").is_dir(), reason="no folder of odd photographs")
 def test_real_odd_photographs_decode():
     for path in sorted((FIXTURES / "photos_edge").iterdir()):

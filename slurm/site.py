@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,12 @@ from slurm.script import options_of
 from trainer.plan.gpus import GPUS
 
 SITE_FILE = Path("slurm/site.env")
-_ASSIGNMENT = re.compile(r"(\s*(?:export\s+)?)([A-Z][A-Z0-9_]*)=(.*)")
+_ASSIGNMENT = re.compile(r"(\s*(?:export\s+)?)([A-Z][A-Z0-9_]*)=(.*)", re.DOTALL)
 _EXPANDED = re.compile(r"[$`]|(?:^|:)~")  # by bash, in a value
+# What bash and `shlex` read alike: plain characters, or one pair of quotes around what means nothing in them.
+_ALIKE = re.compile(
+    r"""(?:[\w./:,@%+=^-]*|"[^"\\\x00-\x1f\x7f]*"|'[^'\x00-\x1f\x7f]*')([ \t]+\#.*)?[ \t]*""", re.ASCII
+)
 _TIME = r"^(\d+-)?\d+(:\d+){0,2}$|^UNLIMITED$"
 
 
@@ -53,6 +58,13 @@ class Site(Section):
     srun_options: str = ""
     preflight_options: str = ""
 
+    @field_validator("gpus_per_node", "cpus_per_task", "save_seconds", "array_at_once", mode="before")
+    @classmethod
+    def _is_plain(cls, value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(r"0|[1-9][0-9]*", value):
+            raise ValueError("expected a whole number")
+        return value
+
     @field_validator("sbatch_options")
     @classmethod
     def _of_sbatch(cls, value: str) -> str:
@@ -73,6 +85,11 @@ class Site(Section):
         add_limits(parser)
         parser.parse_args(value.split())  # as bash will split it
         return value
+
+
+READ_BY_SCRIPTS = ("network_interface", "srun_options", "preflight_options")  # and python
+_NAMES = "|".join(name.upper() for name in Site.model_fields)
+_CHANGED = re.compile(rf"(?<![\w$-])({_NAMES})(?=\+?=|\[)|\b(?:unset|read|for)\b.*(?<![\w$\{{])({_NAMES})\b")
 
 
 @dataclass(frozen=True)
@@ -100,20 +117,24 @@ def read_site(path: Path | None) -> SiteFile:
             return SiteFile(Site())
         path = SITE_FILE
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"The site file {path} cannot be read ({error}); slurm/site.example.env is one to copy"
         ) from None
     problems, values, lines = Problems(), {}, {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    if "\r" in text:
+        problems.add(str(path), "it has the line ends of Windows", f"sed -i 's/\\r$//' {path}")
+    for number, line in enumerate([] if problems.lines else text.split("\n"), start=1):
         match = _ASSIGNMENT.match(line)
-        if match is None:
-            continue  # a comment, or a line of the user's own for bash
-        before, shown, text_of_value = match.groups()
+        before, shown, text_of_value = match.groups() if match else (" ", "", "")
         name = shown.lower()
-        if before and name not in Site.model_fields:
-            continue  # a variable of the user's own
+        if before and name not in Site.model_fields:  # a comment, or a line of the user's own for bash
+            if (changed := _CHANGED.search(line.partition("#")[0])) is not None:
+                ours = changed[1] or changed[2]
+                problem = f"{ours} is changed where `submit` does not see it"
+                problems.add(f"{path}:{number}", problem, f"give it a line of its own: {ours}=VALUE")
+            continue
         try:
             words = shlex.split(text_of_value, comments=True)
         except ValueError as error:
@@ -146,4 +167,17 @@ def _read_otherwise(before: str, value: str, words: Sequence[str]) -> tuple[str,
         return "bash reads an unquoted blank as the end of a value", "put the value in quotes"
     if words and _EXPANDED.search(words[0]):
         return f"{words[0]} is not taken literally by bash", "write out what is meant, without $, ` and ~"
+    if not _ALIKE.fullmatch(value):
+        return f"{value} means something else to bash", "put it in quotes, all of it; a \\ has no place in it"
     return None
+
+
+def lines_for_bash(file: SiteFile) -> str:
+    """A site file as the scripts run it: its own lines, and then what `submit` has read in them.
+
+    So the two agree, whatever the lines do, and nothing of the kind comes from the submitter's shell.
+    """
+    where = f"# from {file.path}\n{file.text.rstrip()}\n" if file.path else ""
+    values = {"PYTHON": file.site.python or sys.executable}
+    values |= {name.upper(): getattr(file.site, name) or "" for name in READ_BY_SCRIPTS}
+    return where + "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())

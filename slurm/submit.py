@@ -14,8 +14,8 @@ from slurm.checks import check_cluster, check_interpreter, check_work
 from slurm.controller import ControllerAway, SlurmError, all_jobs, is_live, patiently, slurm
 from slurm.history import COMMENT
 from slurm.script import fill_in
-from slurm.site import SiteFile
-from slurm.work import Asked, Work, open_recipe, site_lines, work_of
+from slurm.site import SiteFile, lines_for_bash
+from slurm.work import Asked, Work, open_recipe, work_of
 from trainer.recipe import StageRecipe
 
 TAKE_BACK_SECONDS = 60.0  # for which the controller may be away, when half a chain is to be cancelled
@@ -150,7 +150,7 @@ def filled(work: Work, file: SiteFile, after: int | str | None) -> str:
     if after is not None:
         # A job that could never start, since the one before it has failed, must not wait for ever.
         options |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
-    return fill_in(work.script, options, site_lines(file))
+    return fill_in(work.script, options, lines_for_bash(file))
 
 
 def show_scripts(works: Sequence[Work], file: SiteFile) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -251,10 +250,3 @@ def common_options(site: Site, name: str, folder: JobFolder) -> dict[str, str | 
         "chdir": os.getcwd(),
         "output": str(folder.path.resolve() / "%j.log"),
     }
-
-
-def site_lines(file: SiteFile) -> str:
-    """The site's part of a script: the site file's own lines, and the interpreter."""
-    where = f"# from {file.path}\n" if file.path else ""
-    python = "" if file.site.python else f"PYTHON={sys.executable}\n"
-    return where + file.text + python

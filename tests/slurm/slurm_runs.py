@@ -42,6 +42,18 @@ class Lab:
         path.write_text("\n".join([*lines, "export OMP_NUM_THREADS=1"]) + "\n")
         return path
 
+    def interpreter(self, first: str = "") -> Path:
+        """Our Python under a name in a folder of its own, so that a node may lack it.
+
+        Args:
+            first: what the shell does before.
+        """
+        path = self.folder / f"interpreter-{len(list(self.folder.glob('interpreter-*')))}" / "python"
+        path.parent.mkdir()
+        path.write_text(f'#!/bin/sh\n{first}\nexec {sys.executable} "$@"\n')
+        path.chmod(0o755)
+        return path
+
     def recipe(self, name: str, **changes: Any) -> Path:
         """A recipe whose run folder has the same name."""
         settings = {"steps": STEPS, "checkpoints__every_steps": EVERY, "run": str(self.folder / name)}
@@ -117,6 +129,10 @@ class Run:
     def wait_for_end(self) -> None:
         """Until the job has ended well."""
         self.wait(lambda: self.state() == "COMPLETED", "its good end")
+
+    def nodes(self) -> list[str]:
+        """Those of the latest start."""
+        return self.cluster.run("scontrol", "show", "hostnames", self.history("start")[-1]["nodes"]).split()
 
     def batch_host(self) -> str:
         return self.cluster.job(self.number)["BatchHost"]

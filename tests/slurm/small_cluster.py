@@ -133,8 +133,12 @@ class Cluster:
 
     def job(self, number: int | str) -> dict[str, str]:
         """A job as `scontrol show job` knows it."""
-        text = self.run("scontrol", "show", "job", "-o", str(number)).splitlines()[0]
-        return dict(part.partition("=")[::2] for part in text.split(" ") if "=" in part)
+        return self.elements(number)[0]
+
+    def elements(self, number: int | str) -> list[dict[str, str]]:
+        """The elements of an array, each as a job; a job itself where it is none."""
+        lines = self.run("scontrol", "show", "job", "-o", str(number)).splitlines()
+        return [dict(word.partition("=")[::2] for word in line.split(" ") if "=" in word) for line in lines]
 
     def mend(self) -> None:
         """Whole again: links up, nodes and controller running, no jobs, no node drained."""
@@ -184,10 +188,11 @@ class Cluster:
         # The bridge's end of the cable: what runs on the node goes on and sees nobody.
         ip("link", "set", f"{self._tag}{name}", "up" if up else "down")
 
-    def hide(self, name: str, folder: Path) -> None:
-        """On one node, a folder of the shared file system is no longer mounted (namespaces only)."""
+    def hide(self, name: str, folder: Path, size: str = "50%") -> None:
+        """On one node, an empty disk in place of a folder of the shared file system (namespaces only)."""
         first = descendants(self._process(name).pid)[0]
-        command = ["nsenter", f"--target={first}", "--mount", "mount", "-t", "tmpfs", "none"]
+        command = ["nsenter", f"--target={first}", "--mount"]
+        command += ["mount", "-t", "tmpfs", "-o", f"size={size}", "none"]
         subprocess.run([*command, str(folder)], check=True)
         self._hidden.add(name)
 

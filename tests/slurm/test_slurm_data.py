@@ -3,12 +3,15 @@
 import random
 import time
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from photo_shards import write_shards, write_tokenizer
 from slurm_runs import Lab
-from small_cluster import Cluster, kill
+from small_cluster import Cluster, kill, wait_until
 from small_stage import recipe_values
 
 from data_pipeline.latents import LatentDataset
@@ -19,8 +22,23 @@ TASK_KILLS = 5
 PATIENCE = 1500.0
 
 
-def tokenize_yaml(folder: Path) -> Path:
-    """A recipe of `data tokenize` for what `write_shards` has written; every picture is used."""
+def filter_yaml(folder: Path, dropped: int) -> Path:
+    """A recipe of `data filter` that keeps the rows of all pictures but one."""
+    rows = [
+        {"url": f"u{n}", "text": f"number {n}", "hash": n, "AESTHETIC_SCORE": 1.0 if n == dropped else 6.0}
+        for n in range(4 * SAMPLES)
+    ]
+    metadata = folder / "metadata.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), metadata)
+    rule = {"rule": "score", "column": "aesthetic", "above": 5.0}
+    path = folder / "filter.yaml"
+    values = {"sources": [str(metadata)], "output": str(folder / "filtered"), "rules": [rule]}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def tokenize_yaml(folder: Path, **more: Any) -> Path:
+    """A recipe of `data tokenize` for what `write_shards` has written; every picture that is kept is used."""
     values = {
         "input": {"kind": "webdataset", "path": [str(folder / "shards")]},
         "tokenizer": str(folder / "tokenizer"),
@@ -29,6 +47,7 @@ def tokenize_yaml(folder: Path) -> Path:
         "classes": [{"resolution": 128, "buckets": [[128, 128]]}],
         "pictures": {"max_upscale": 8.0},
         "near_duplicates": None,
+        **more,
     }
     path = folder / "tokenize.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -42,10 +61,15 @@ def photos(lab: Lab, name: str, shards: int) -> Path:
     return folder
 
 
-def jobs_of(cluster: Cluster, number: int) -> list[str]:
-    """State of each element of an array."""
-    text = cluster.run("scontrol", "show", "job", "-o", str(number))
-    return [line.partition("JobState=")[2].split()[0] for line in text.splitlines()]
+def keys_written(shards: int) -> list[str]:
+    """Of all pictures."""
+    return [f"{shard:05d}{i:04d}" for shard in range(shards) for i in range(SAMPLES)]
+
+
+def keys_of(folder: Path) -> list[str]:
+    """Of the samples of a dataset, each as often as it is there."""
+    dataset = LatentDataset(str(folder / "latents"))
+    return sorted(dataset.record(128, number).key for number in range(dataset.classes[128].samples))
 
 
 def test_an_array_of_forty_with_a_dead_node_and_five_killed_tasks(lab: Lab, faulty: Cluster) -> None:
@@ -70,18 +94,33 @@ def test_an_array_of_forty_with_a_dead_node_and_five_killed_tasks(lab: Lab, faul
             killed += 1
         time.sleep(1)
     assert killed == TASK_KILLS and crashed
-    dataset = LatentDataset(str(folder / "latents"))
-    count = dataset.classes[128].samples
-    keys = [dataset.record(128, number).key for number in range(count)]
-    assert sorted(keys) == [f"{shard:05d}{i:04d}" for shard in range(40) for i in range(SAMPLES)]
+    assert keys_of(folder) == keys_written(40)
     restarts = faulty.run("scontrol", "show", "job", "-o", str(array)).count("Restarts=1 ")
     print(f"\nan array of 40 with {restarts} restarted elements: {time.monotonic() - started:.0f} s")
     assert restarts >= 2  # a kill may hit an element twice, or one that has just committed its last task
 
 
+def test_elements_leave_out_a_node_without_the_interpreter(lab: Lab, faulty: Cluster) -> None:
+    """One element, and what finishes the dataset after it, meet it: each goes elsewhere by itself."""
+    folder, python = photos(lab, "no-python", 3), lab.interpreter()
+    faulty.hide("n1", python.parent)
+    site = lab.site(PYTHON=str(python), MEMORY_PER_NODE="40G")  # one element to a node
+    done = lab.bitdance("submit", str(tokenize_yaml(folder)), "--slices", "3", "--site", str(site))
+    assert done.returncode == 0, done.stderr
+    array, finalize = (int(line.split(":")[0].split()[1]) for line in done.stdout.splitlines())
+    over = ("COMPLETED", "FAILED", "CANCELLED")
+    wait_until(lambda: faulty.job(finalize)["JobState"] in over, PATIENCE, "the dataset")
+    assert keys_of(folder) == keys_written(3)
+    elements = faulty.elements(array)
+    moved = [(job["Restarts"], job["ExcNodeList"]) for job in elements]
+    assert sorted(moved) == [("0", "(null)"), ("0", "(null)"), ("1", "n1")]
+    assert faulty.job(finalize)["ExcNodeList"] == "n1"
+
+
 def test_the_whole_chain_by_one_command(lab: Lab) -> None:
     folder = photos(lab, "chain", 4)
-    recipes, before = [tokenize_yaml(folder)], None
+    keep = {"rows": str(folder / "filtered" / "kept.parquet"), "by": "hash"}
+    recipes, before = [filter_yaml(folder, dropped=5), tokenize_yaml(folder, keep=keep)], None
     for stage, p in (("pt", 4), ("ct", 4), ("sft", 4), ("distill", 8)):
         values = recipe_values(folder, run=str(folder / stage), steps=6, model__p=p)
         values["data"] |= {"global_batch_size": 4, "ratio": {128: 1}, "latents": str(folder / "latents")}
@@ -101,13 +140,16 @@ def test_the_whole_chain_by_one_command(lab: Lab) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     numbers = [int(line.split(":")[0].split()[1]) for line in done.stdout.splitlines()]
-    assert len(numbers) == 7  # the array, finalize, four stages, export
+    assert len(numbers) == 8  # the filter, the array, finalize, four stages, export
     while (states := [lab.cluster.job(number)["JobState"] for number in numbers])[-1] != "COMPLETED":
         assert not {"FAILED", "CANCELLED"} & set(states), lab.bitdance("jobs", str(folder)).stdout
         assert time.monotonic() - started < PATIENCE, states
         time.sleep(1)
+    assert keys_of(folder) == sorted(
+        set(keys_written(4)) - {"000010002"}
+    )  # number 5 is the second shard's third
     (picture,) = Path(f"{published}-pictures").glob("*.png")
     assert picture.stat().st_size > 0
-    print(f"\nthe chain, from photos to a picture: {time.monotonic() - started:.0f} s")
+    print(f"\nthe chain, from metadata and photos to a picture: {time.monotonic() - started:.0f} s")
     again = lab.bitdance("submit", "--chain", *map(str, recipes), "--nodes", "2", "--site", str(lab.site()))
-    assert again.stdout.count("done already") == 6 and "job " not in again.stdout
+    assert again.stdout.count("done already") == 7 and "job " not in again.stdout

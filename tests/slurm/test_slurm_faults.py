@@ -80,7 +80,7 @@ def test_a_node_that_dies(lab: Lab, undisturbed: Run, faulty: Cluster, victim: s
     struck, name = time.time(), worker(run) if victim == "worker" else run.batch_host()
     faulty.crash_node(name)
     ends_like(run, undisturbed)
-    assert name not in run.cluster.run("scontrol", "show", "hostnames", run.history("start")[-1]["nodes"])
+    assert name not in run.nodes()
     report(f"a node dead ({victim})", run, struck)
 
 
@@ -172,39 +172,6 @@ def test_a_dead_controller(lab: Lab, undisturbed: Run, faulty: Cluster) -> None:
     faulty.start_controller()
     ends_like(run, undisturbed)
     report("slurmctld dead, and a rank meanwhile (from its return)", run, struck)
-
-
-@pytest.mark.parametrize(
-    ("name", "hidden", "words"),
-    [("n1", "latents", "has no manifest.json"), ("n2", ".", "it sees no ")],
-)
-def test_a_bad_node_is_left_out_by_name(
-    lab: Lab, faulty: Cluster, name: str, hidden: str, words: str
-) -> None:
-    """A node does not see the latents, or nothing of the shared folder: the job goes on without it."""
-    faulty.hide(name, lab.folder / hidden)
-    run = lab.submit(f"bad-{name}")
-    run.wait(lambda: run.events("started"), "training on other nodes")
-    (end,) = run.history("end")
-    assert end["without"] == [name] and words in end["why"]
-    assert f"bitdance: bad node {name}: " in run.log()
-    assert run.cluster.job(run.number)["ExcNodeList"] == name
-    assert name not in run.cluster.run("scontrol", "show", "hostnames", run.history("start")[-1]["nodes"])
-    assert "DOWN" not in str(faulty.states()) and "DRAIN" not in str(faulty.states())
-
-
-@pytest.mark.parametrize("name", ["n1", "n2"])
-def test_a_node_without_the_interpreter_is_left_out_by_name(lab: Lab, faulty: Cluster, name: str) -> None:
-    """The batch host, which decides what comes next by that interpreter, or another node."""
-    python = lab.folder / "interpreter" / "python"
-    python.parent.mkdir(exist_ok=True)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    faulty.hide(name, python.parent)
-    run = lab.submit(f"no-python-{name}", site=lab.site(PYTHON=str(python)))
-    run.wait(lambda: run.events("started"), "training on other nodes")
-    assert f"bitdance: bad node {name}: there is no {python}" in run.log()
-    assert run.cluster.job(run.number)["ExcNodeList"] == name
 
 
 def test_elastic(lab: Lab, undisturbed: Run) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from slurm_runs import Lab, Run
 from small_cluster import Cluster
 
@@ -57,6 +58,15 @@ def test_a_node_that_stays_silent_is_left_out(lab: Lab, undisturbed: Run) -> Non
     assert bad["why"] == "n2: rank 1 has not answered within 40 s"
     assert bad["without"] == ["n2"] and "n2" not in run.nodes()
     assert run.curve() == undisturbed.curve()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the nodes' GPUs are false, this machine's is not")
+def test_gpus_that_no_node_sees_end_the_job(lab: Lab) -> None:
+    run = lab.submit("no-gpus", site=lab.site(GPUS_PER_NODE="1"))
+    run.wait(run.over, "the end")
+    assert run.state() == "FAILED" and run.cluster.job(run.number)["ExitCode"] == "78:0"
+    for name in run.nodes():
+        assert f"bitdance: on {name}: torch sees 0 of the 1 GPUs that the job has on it" in run.log()
 
 
 @pytest.mark.parametrize("name", ["n1", "n2"])

@@ -73,7 +73,7 @@ def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> list[dict[s
 def _partition(
     problems: Problems, file: SiteFile, partitions: Sequence[dict[str, str]]
 ) -> dict[str, str] | None:
-    wanted = file.site.partition
+    wanted = _given(file.site, "partition")
     for partition in partitions:
         if partition["PartitionName"] == wanted or (wanted is None and partition["Default"] == "YES"):
             return partition

@@ -91,12 +91,12 @@ class _Packs:
         """
         found: dict[int, str] = {}
         size, limit = self._recipe.data.global_batch_size, self._recipe.data.max_tokens
-        copies = self._recipe.zero.zero_hpz_partition_size or 1
         for nodes in numbers:
             ranks = nodes * tasks
             if ranks > size:
                 found[nodes] = f"{size} samples cannot be shared out among {ranks}"
-            elif ranks % min(copies, ranks):
+            elif not self._recipe.zero.can_share_copies(ranks):
+                copies = self._recipe.zero.copy_size
                 found[nodes] = f"zero.zero_hpz_partition_size: {copies} does not divide {ranks}"
             # Ranks that divide the batch can always have each sample in a pack of its own.
             elif size % ranks and not self._can_be_cut(ranks):

@@ -147,12 +147,16 @@ class ZeroSection(Section):
         """Ranks that share a second, whole copy of the weights; 1: there is none."""
         return self.zero_hpz_partition_size or 1
 
+    def can_share_copies(self, ranks: int) -> bool:
+        """Whether so many ranks can be cut into groups of `copy_size`."""
+        return ranks % min(self.copy_size, ranks) == 0
+
     def refuse_ranks(self, ranks: int) -> None:
         """
         Raises:
-            RecipeError: so many ranks cannot be cut into groups of `copy_size`.
+            RecipeError: so many ranks cannot share copies of the weights.
         """
-        if ranks > self.copy_size and ranks % self.copy_size:
+        if not self.can_share_copies(ranks):
             raise RecipeError(
                 f"zero.zero_hpz_partition_size is {self.copy_size}: {ranks} ranks are no multiple of it; "
                 "take the number of GPUs of a node, or leave it out"

@@ -123,8 +123,8 @@ def _taken(recipe: StageRecipe, path: Path, held: bool = False) -> FolderTaken |
     here = recipe.model_dump(mode="json")
     ours, theirs = ({k: v for k, v in values.items() if k not in CHANGEABLE} for values in (here, there))
     advice = (
-        "Go on with the recipe that made it, give this one its own `run`, or add --fork to start a new run "
-        f"beside it ({recipe.run}-2)."
+        "Go on with the recipe that made it, give this one its own `run`, or let `bitdance train --fork` "
+        f"start a new run beside it ({recipe.run}-2)."
     )
     return taken_by_another(path, theirs, ours, advice)
 

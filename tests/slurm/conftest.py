@@ -1,5 +1,6 @@
 """One cluster for all tests of this folder, and the inputs that their runs share."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ sys.path[:0] = [str(ROOT / "tests" / room) for room in ("slurm", "trainer", "dat
 from slurm_runs import Lab, Run  # noqa: E402
 from small_cluster import Cluster, why_not  # noqa: E402
 from small_stage import make_inputs  # noqa: E402
+from stand_in import write_commands  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +59,18 @@ def faulty(cluster: Cluster) -> Cluster:
     if not cluster.namespaces:
         pytest.skip("crashing a node or cutting it off needs network namespaces, which only root may make")
     return cluster
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, a text tokenizer and latents."""
+    folder = tmp_path_factory.mktemp("refusals")
+    make_inputs(folder)
+    return folder
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What sbatch was told to do; the folder of the test is where its runs and site file are."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return write_commands(tmp_path / "bin")

@@ -1,9 +1,17 @@
-"""Commands in Slurm's place; they answer for sixteen nodes with eight GPUs each, and submit nothing."""
+"""`bitdance submit` with commands in Slurm's place: sixteen nodes of eight GPUs each; nothing is submitted."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from small_stage import write_recipe
+from typer.testing import CliRunner
+
+from foundation.errors import RecipeError
+from slurm.cli import app
+
+ROOT = Path(__file__).parents[2]
 PARTITION = {
     "PartitionName": "main",
     "AllowGroups": "ALL",
@@ -49,3 +57,32 @@ def write_commands(
         (folder / name).write_text(texts.get(name, "#!/bin/sh\n"))
         (folder / name).chmod(0o755)
     return told
+
+
+def site_file(folder: Path, **more: str) -> Path:
+    values = {"GPUS_PER_NODE": "0", "SHARED_FOLDERS": f"{ROOT}:{sys.prefix}:/tmp"} | more
+    path = folder / "site.env"
+    path.write_text("".join(f'{key}="{value}"\n' for key, value in values.items()))
+    return path
+
+
+def submit(folder: Path, *arguments: str, **site: str) -> str:
+    """What `bitdance submit` prints, or the message with which it refuses."""
+    words = ["submit", *arguments, "--site", str(site_file(folder, **site))]
+    result = CliRunner().invoke(app, words)
+    if isinstance(result.exception, RecipeError):
+        return str(result.exception)
+    assert result.exception is None, result.exception
+    return result.stdout
+
+
+def stage(inputs: Path, folder: Path, **changes: object) -> Path:
+    """A recipe whose run folder is the test's own."""
+    changes = {"run": str(folder / "run"), **changes}
+    return write_recipe(inputs, f"{folder.name}.yaml", **changes)
+
+
+def export(folder: Path) -> None:
+    """The run's export, as far as its submission looks at it."""
+    (folder / "run" / "export").mkdir(parents=True)
+    (folder / "run" / "export" / "export.json").write_text('{"step": 6}')

@@ -1,6 +1,5 @@
 """What `bitdance submit` refuses, or leaves out, without a cluster: its commands are stand-ins."""
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -8,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_stage import make_inputs, recipe_values, write_recipe
-from stand_in import write_commands
+from small_stage import recipe_values
+from stand_in import export, site_file, stage, submit, write_commands
 from typer.testing import CliRunner
 
 from data_pipeline.global_batch import BatchPlan
@@ -30,50 +29,6 @@ from slurm.work import Work
 from trainer.recipe import StageRecipe
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer, a text tokenizer and latents."""
-    folder = tmp_path_factory.mktemp("refusals")
-    make_inputs(folder)
-    return folder
-
-
-@pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What sbatch was told to do; the folder of the test is where its runs and site file are."""
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    return write_commands(tmp_path / "bin")
-
-
-def site_file(folder: Path, **more: str) -> Path:
-    values = {"GPUS_PER_NODE": "0", "SHARED_FOLDERS": f"{ROOT}:{sys.prefix}:/tmp"} | more
-    path = folder / "site.env"
-    path.write_text("".join(f'{key}="{value}"\n' for key, value in values.items()))
-    return path
-
-
-def submit(folder: Path, *arguments: str, **site: str) -> str:
-    """What `bitdance submit` prints, or the message with which it refuses."""
-    words = ["submit", *arguments, "--site", str(site_file(folder, **site))]
-    result = CliRunner().invoke(app, words)
-    if isinstance(result.exception, RecipeError):
-        return str(result.exception)
-    assert result.exception is None, result.exception
-    return result.stdout
-
-
-def stage(inputs: Path, folder: Path, **changes: object) -> Path:
-    """A recipe whose run folder is the test's own."""
-    changes = {"run": str(folder / "run"), **changes}
-    return write_recipe(inputs, f"{folder.name}.yaml", **changes)
-
-
-def export(folder: Path) -> None:
-    """The run's export, as far as its submission looks at it."""
-    (folder / "run" / "export").mkdir(parents=True)
-    (folder / "run" / "export" / "export.json").write_text('{"step": 6}')
 
 
 def test_a_folder_that_is_there_is_not_taken_for_the_published_model(
@@ -354,62 +309,3 @@ def test_keys_are_nobody_elses(
     assert not [path for path, text in written.items() if "of-the-shell" in text]
     assert [path for path, text in written.items() if "of-the-site" in text] == [script]
     assert script.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize(
-    ("partition", "site", "words"),
-    [
-        (
-            {"AllowAccounts": "a,b"},
-            {"ACCOUNT": "c"},
-            "it takes the accounts a,b only, this one is 'c' (set ACCOUNT",
-        ),
-        ({"AllowAccounts": "a,b"}, {"ACCOUNT": "B"}, ""),  # Slurm does not tell them apart
-        ({"AllowAccounts": "a,b"}, {}, "it takes the accounts a,b only, and none is given (set ACCOUNT"),
-        ({"AllowAccounts": "a,b"}, {"SBATCH_OPTIONS": "--account=a"}, ""),
-        ({"AllowAccounts": "a,b"}, {"ACCOUNT": "a", "SBATCH_OPTIONS": "--account=c"}, "this one is 'c'"),
-        (
-            {"AllowAccounts": None, "DenyAccounts": "a,b"},
-            {"ACCOUNT": "b"},
-            "it takes no account of a,b, and this one",
-        ),
-        ({"AllowAccounts": None, "DenyAccounts": "a,b"}, {"ACCOUNT": "c"}, ""),
-        ({"AllowAccounts": None, "DenyAccounts": "a,b"}, {}, ""),
-        ({"AllowQos": "high"}, {"QOS": "low"}, "it takes the QOS high only, this one is 'low' (set QOS"),
-        ({"AllowQos": "high"}, {}, ""),  # the user's own is not known
-        ({"DenyQos": "low"}, {"QOS": "low"}, "it takes no QOS of low, and this one is 'low'"),
-        ({"AllowGroups": "nobody-is-in-it"}, {}, "you may not use it: only the groups nobody-is-in-it may"),
-        ({"State": "DRAIN"}, {}, "partition main: it is drain (take another"),
-    ],
-)
-def test_who_may_use_a_partition(
-    inputs: Path,
-    tmp_path: Path,
-    told: Path,
-    partition: dict[str, str | None],
-    site: dict[str, str],
-    words: str,
-) -> None:
-    write_commands(tmp_path / "bin", **partition)
-    message = submit(tmp_path, str(stage(inputs, tmp_path)), **site)
-    assert words in message and bool(told.read_text()) is (words == "")
-
-
-@pytest.mark.parametrize(("default", "submitted"), [("a", True), ("c", False), ("", False)])
-def test_ones_default_account_is_asked_for(
-    inputs: Path, tmp_path: Path, told: Path, default: str, submitted: bool
-) -> None:
-    write_commands(tmp_path / "bin", AllowAccounts="a,b")
-    (tmp_path / "bin" / "sacctmgr").write_text(f"#!/bin/sh\necho {default}\n")
-    (tmp_path / "bin" / "sacctmgr").chmod(0o755)
-    message = submit(tmp_path, str(stage(inputs, tmp_path)))
-    assert message.startswith("job 101") is submitted
-
-
-def test_the_shell_s_account_goes_before_the_site_file_s(
-    inputs: Path, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As sbatch has it."""
-    monkeypatch.setenv("SBATCH_ACCOUNT", "c")
-    write_commands(tmp_path / "bin", AllowAccounts="a,b")
-    assert "this one is 'c'" in submit(tmp_path, str(stage(inputs, tmp_path)), ACCOUNT="a")

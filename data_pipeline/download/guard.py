@@ -1,9 +1,10 @@
 """Runs img2dataset inside bounds that it does not have itself; `run.py` starts it in the tool's environment.
 
-    python guard.py SETTINGS.json
+    python guard.py SETTINGS.json PARENT LOCK
 
-Only Python's own library and img2dataset are there. The bounds are set when this file is imported, so that
-the worker processes, which import their parent's main file first, have them too:
+PARENT is the number of the process that starts it, LOCK that of an open file. Only Python's own library and
+img2dataset are there. The bounds are set when this file is imported, so that the worker processes, which
+import their parent's main file first, have them too:
 
 - A socket of this process connects to public addresses only. An audit hook sees each address at the moment
   of the connection, after names were resolved and redirects followed, so neither of them leads around it;
@@ -12,13 +13,18 @@ the worker processes, which import their parent's main file first, have them too
 - Only http:// and https:// are opened, also behind a redirect; urllib would open file:// and ftp:// too.
 - An answer that does not say that it is a picture, is too long or too slow, or whose owner opts out, is
   broken off.
+- No process outlives the one that started it; and each keeps the lock on the output, which the kernel so
+  takes back when the last of them is gone.
 """
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import json
+import multiprocessing.util
 import os
+import signal
 import socket
 import sys
 import time
@@ -31,6 +37,7 @@ OPT_OUT = ("noai", "noimageai", "noindex", "noimageindex")
 # `binary/octet-stream` and the like is what object stores say about anything.
 UNNAMED = ("application/octet-stream", "binary/octet-stream", "")
 CHUNK = 1 << 16
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -154,6 +161,25 @@ def set_bounds(settings: dict[str, Any]) -> None:
         sys.addaudithook(refuse_private_addresses)
 
 
+def die_with_parent(arguments: list[str]) -> None:
+    """Be killed when the process that started this one is; its number is the second of the arguments."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(arguments[2]):  # it was gone before the line above
+        os._exit(1)
+    arguments[2] = str(os.getpid())  # of which worker processes get a copy
+
+
+def hand_on(descriptor: int) -> None:
+    """Keep a file open in every process that multiprocessing starts here, which closes all but its own."""
+    start = multiprocessing.util.spawnv_passfds
+
+    def start_with_it(path: bytes, args: Any, passfds: Any) -> int:
+        return start(path, args, [*passfds, descriptor])
+
+    multiprocessing.util.spawnv_passfds = start_with_it
+
+
 def main(settings: dict[str, Any]) -> None:
     """Run img2dataset with the settings' arguments."""
     from img2dataset import download
@@ -169,6 +195,8 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
 
 # In a worker process the name is `__mp_main__`; a test that imports the file wants neither.
 if __name__ in ("__main__", "__mp_main__"):
+    die_with_parent(sys.argv)
     set_bounds(read_settings(sys.argv))
 if __name__ == "__main__":
+    hand_on(int(sys.argv[3]))
     main(read_settings(sys.argv))

@@ -5,51 +5,44 @@
     OUTPUT/download.json          the sums; written once every row is accounted for
     OUTPUT/recipe.json, settings.json
     OUTPUT/rows.json     of which version of the rows file `rows/` was made, and what of it was left out
+    OUTPUT/lock          held by the job and by all processes of the tool; who holds it
 
-img2dataset needs older libraries than ours, so uv runs it in an environment of its own. A shard is complete
-when its `_stats.json` is there, and the tool passes over complete ones: the same command goes on.
+The tool passes over complete shards, so the same command goes on. Its processes die with the job; a second
+job waits for the first one's last process.
 """
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import math
 import os
+import platform
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_pipeline.download.recipe import DownloadRecipe
+from data_pipeline.download.shards import complete_shards, forget_damaged
+from data_pipeline.download.tool import TOOL, DownloadStopped, find_uv, run_tool, tool_command
 from data_pipeline.ingest.storage import file_version
 from data_pipeline.metadata.schema import SCORES, sql_name, sql_text
 from data_pipeline.recipe_folder import RECORD_NAME, check_inputs, claim_folder, recipe_record
-from foundation.errors import DataError, ExitCode, RecipeError, UserError
-from foundation.files import atomic_write, commit_folder
+from foundation.errors import DataError
+from foundation.files import atomic_write, commit_folder, open_locked
 from foundation.json_files import read_json
-from foundation.partials import partial_path
+from foundation.partials import PARTIAL_SUFFIX, partial_path, sweep_abandoned
 from foundation.progress import say
-from foundation.provenance import package_version
 
-TOOL = "img2dataset==1.47.0"
 DONE_NAME = "download.json"
 ROWS_NAME = "rows.json"
-STATS = ("status_dict", "count", "successes", "failed_to_download", "failed_to_resize", "duration")
 SUMS = ("rows", "without_web_address", "success", "failed_to_download", "failed_to_resize", "reasons")
-AGENT_TOKEN = "bitdance"
-OPT_OUT = ["noai", "noimageai", "noindex", "noimageindex"]
 ROWS_PER_FILE = 1_000_000  # the tool reads a whole file of rows into memory
 REASONS_SHOWN = 12
-SECRETS = ("AWS_", "WANDB_", "HF_", "HUGGING")  # of the environment: the tool has no use for them
-
-
-class DownloadStopped(UserError):
-    """The tool ended before every row was accounted for; the same command goes on."""
-
-    exit_code = ExitCode.REQUEUE
 
 
 def run_download(recipe: DownloadRecipe) -> dict[str, Any]:
@@ -61,52 +54,18 @@ def run_download(recipe: DownloadRecipe) -> dict[str, Any]:
         DownloadStopped: shards are missing after the tool has ended.
     """
     output = Path(recipe.output)
-    done = claim_folder(output, recipe, DONE_NAME, frozenset({"compute"}))
-    begun = _begun(recipe, output)
-    if done:
-        say(f"{output}: done already")
-        sums = read_json(output / DONE_NAME, "delete it, and the same command sums up anew", *SUMS)
-        _print(sums)
-        return sums
-    uv = find_uv()
-    skipped = (begun or _begin(recipe, output))["without_web_address"]
-    sizes = _row_counts(output / "rows")
-    expected = sum(math.ceil(rows / recipe.samples_per_shard) for rows in sizes)
-    say(f"Fetching {sum(sizes):,} pictures into {expected:,} shards")
-    code = _run_tool(uv, recipe, output)
-    parts = sorted((output / "shards").glob("*_stats.json"))
-    stats = [
-        read_json(part, "delete it, and the same command fetches its shard again", *STATS) for part in parts
-    ]
-    if len(stats) < expected:
-        raise DownloadStopped(
-            f"{output}: {len(stats)} of {expected} shards are complete; {TOOL} ended with exit code {code}, "
-            "its last lines say why. The same command goes on from there."
-        )
-    sums = sum_up(stats, skipped)
-    with atomic_write(output / DONE_NAME) as file:
-        file.write(json.dumps(sums, indent=1) + "\n")
-    _print(sums)
+    _claim(output, recipe)
+    if _begun(recipe, output) is None:
+        find_uv()  # before anything is made
+        _begin(recipe, output)
+    sums = _finished(recipe, output)
+    if sums is None:
+        with _held(output) as lock:
+            # Another job may have finished it while this one waited.
+            sums = _finished(recipe, output) or _fetch(recipe, output, lock)
     if not sums["success"]:
         raise DataError(f"{output}: not a single picture could be fetched; the table above says why")
     return sums
-
-
-def find_uv() -> str:
-    """The program uv, on the path or beside this Python; RecipeError where it is not."""
-    beside = Path(sys.executable).with_name("uv")
-    found = shutil.which("uv") or (str(beside) if beside.exists() else None)
-    if found is None:
-        raise RecipeError(
-            f"uv is not installed, and {TOOL} runs in an environment that it makes: pip install uv"
-        )
-    return found
-
-
-def tool_command(uv: str) -> list[str]:
-    """The Python of the tool's own environment, which uv makes on first use."""
-    # -I: neither this folder nor the environment's variables add anything to what the tool imports.
-    return [uv, "tool", "run", "--python", sys.executable, "--from", TOOL, "python", "-I"]
 
 
 def sum_up(stats: list[dict[str, Any]], skipped: int) -> dict[str, Any]:
@@ -126,18 +85,27 @@ def sum_up(stats: list[dict[str, Any]], skipped: int) -> dict[str, Any]:
     }
 
 
-def _begun(recipe: DownloadRecipe, output: Path) -> dict[str, Any]:
-    """The `rows.json` of a folder that was begun; empty where there is none. FolderTaken: of other rows."""
+def _claim(output: Path, recipe: DownloadRecipe) -> None:
+    claim_folder(output, recipe, DONE_NAME, frozenset({"compute"}))
+
+
+def _begun(recipe: DownloadRecipe, output: Path) -> int | None:
+    """How many rows without a web address a folder that was begun has left out; None where there is none.
+
+    Raises:
+        FolderTaken: it was begun with other rows.
+    """
     if not (output / RECORD_NAME).exists():
-        return {}
+        return None
     begun = read_json(output / ROWS_NAME, f"remove {output} and start over", "without_web_address", "version")
     if os.path.exists(recipe.rows):  # if not, nothing has taken its place, and `rows/` is all that is needed
         check_inputs(output, {recipe.rows: begun["version"]}, {recipe.rows: file_version(recipe.rows)})
-    return begun
+    return int(begun["without_web_address"])
 
 
-def _begin(recipe: DownloadRecipe, output: Path) -> dict[str, Any]:
-    """Make the output folder with the recipe and the rows, whole or not at all; its `rows.json`."""
+def _begin(recipe: DownloadRecipe, output: Path) -> None:
+    """Make the output folder with the recipe and the rows, whole or not at all."""
+    sweep_abandoned(output.parent.glob(f".{glob.escape(output.name)}.*{PARTIAL_SUFFIX}"))
     partial = partial_path(output)
     (partial / "rows").mkdir(parents=True)
     try:
@@ -148,7 +116,59 @@ def _begin(recipe: DownloadRecipe, output: Path) -> dict[str, Any]:
         commit_folder(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return begun
+
+
+@contextmanager
+def _held(output: Path) -> Iterator[IO[str]]:
+    """Hold the output for this process and all that inherit the file, once nobody else does."""
+    path = output / "lock"
+    try:
+        lock = open_locked(path, "a+", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"{output}: {path.read_text() or 'another process'} is at work there; waiting for its end")
+        lock = open_locked(path, "a+", fcntl.LOCK_EX)
+    with lock:
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        yield lock
+
+
+def _finished(recipe: DownloadRecipe, output: Path) -> dict[str, Any] | None:
+    """The sums of a folder in which nothing is missing; None where something is."""
+    if not (output / DONE_NAME).exists():
+        return None
+    sums = read_json(output / DONE_NAME, "delete it, and the same command sums up anew", *SUMS)
+    expected = _expected_shards(recipe, output)
+    if len(complete_shards(output / "shards", expected)) < expected:
+        return None
+    say(f"{output}: done already")
+    _print(sums)
+    return sums
+
+
+def _fetch(recipe: DownloadRecipe, output: Path, lock: IO[str]) -> dict[str, Any]:
+    """Have the missing shards fetched, and write the sums over all."""
+    shards, expected = output / "shards", _expected_shards(recipe, output)
+    (output / DONE_NAME).unlink(missing_ok=True)
+    forget_damaged(shards, expected)
+    stats, code = complete_shards(shards, expected), 0
+    if len(stats) < expected:
+        command = tool_command(find_uv())
+        pictures = sum(_row_counts(output / "rows"))
+        say(f"Fetching {pictures:,} pictures into {expected:,} shards; {len(stats):,} are there already")
+        code = run_tool(command, recipe, output, lock)
+        stats = complete_shards(shards, expected)
+    if len(stats) < expected:
+        raise DownloadStopped(
+            f"{output}: {len(stats)} of {expected} shards are complete; {TOOL} ended with exit code {code}, "
+            "its last lines say why. The same command goes on from there."
+        )
+    sums = sum_up(stats, _begun(recipe, output) or 0)
+    with atomic_write(output / DONE_NAME) as file:
+        file.write(json.dumps(sums, indent=1) + "\n")
+    _print(sums)
+    return sums
 
 
 def _write_rows(recipe: DownloadRecipe, folder: Path) -> int:
@@ -208,63 +228,14 @@ def _carried(connection: Any, source: str, names: set[str]) -> list[str]:
     return [name for name, count in zip(known, found[0][1:], strict=True) if count]
 
 
+def _expected_shards(recipe: DownloadRecipe, output: Path) -> int:
+    return sum(math.ceil(rows / recipe.samples_per_shard) for rows in _row_counts(output / "rows"))
+
+
 def _row_counts(folder: Path) -> list[int]:
     import pyarrow.parquet as pq
 
     return [pq.ParquetFile(path).metadata.num_rows for path in sorted(folder.glob("*.parquet"))]
-
-
-def _run_tool(uv: str, recipe: DownloadRecipe, output: Path) -> int:
-    import pyarrow.parquet as pq
-
-    columns = pq.ParquetFile(next((output / "rows").glob("*.parquet"))).schema_arrow.names
-    carried = [name for name in columns if name not in ("url", "caption", "sha256")]
-    version = package_version("bitdance-trainer") or "0"
-    settings = {
-        "user_agent": f"Mozilla/5.0 (compatible; {AGENT_TOKEN}/{version}; +{recipe.polite.contact})",
-        "agent_token": AGENT_TOKEN,
-        "respect_opt_out": recipe.polite.respect_opt_out,
-        "private_addresses": recipe.polite.private_addresses,
-        "max_bytes": int(recipe.limits.max_megabytes * 1e6),
-        "total_seconds": recipe.limits.total_seconds,
-        "arguments": tool_arguments(recipe, output, carried),
-    }
-    with atomic_write(output / "settings.json") as file:
-        file.write(json.dumps(settings, indent=1) + "\n")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
-    guard = Path(__file__).with_name("guard.py")
-    command = [*tool_command(uv), str(guard), str((output / "settings.json").absolute())]
-    return subprocess.run(command, env=environment, check=False).returncode
-
-
-def tool_arguments(recipe: DownloadRecipe, output: Path, carried: list[str]) -> dict[str, Any]:
-    """Arguments of img2dataset's `download`."""
-    return {
-        "url_list": str((output / "rows").absolute()),
-        "input_format": "parquet",
-        "url_col": "url",
-        "caption_col": "caption",
-        "save_additional_columns": carried or None,
-        "verify_hash": ["sha256", "sha256"] if recipe.verify_sha256 else None,
-        "compute_hash": "sha256",
-        "output_folder": str((output / "shards").absolute()),
-        "output_format": "webdataset",
-        "number_sample_per_shard": recipe.samples_per_shard,
-        "image_size": recipe.pictures.side,
-        "resize_mode": recipe.pictures.resize,
-        "resize_only_if_bigger": True,
-        "skip_reencode": True,
-        "encode_quality": recipe.pictures.quality,
-        "min_image_size": recipe.pictures.min_side,
-        "timeout": recipe.limits.stall_seconds,
-        "retries": recipe.limits.retries,
-        "user_agent_token": AGENT_TOKEN,
-        "disallowed_header_directives": OPT_OUT if recipe.polite.respect_opt_out else [],
-        "processes_count": recipe.compute.processes,
-        "thread_count": recipe.compute.threads,
-        "incremental_mode": "incremental",
-        "enable_wandb": False,
-    }
 
 
 def _print(sums: dict[str, Any]) -> None:

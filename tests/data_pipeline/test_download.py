@@ -1,122 +1,35 @@
 """Downloading from a real server on loopback, by the real tool; and the bounds around it one by one."""
 
 import hashlib
+import os
 import re
 import socket
 import subprocess
 import sys
-import threading
-import time
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from photo_shards import picture
+from small_web import PICTURES, download_recipe, need_tool, serving, write_rows
 
 from data_pipeline.download import guard
-from data_pipeline.download.recipe import DownloadRecipe
-from data_pipeline.download.run import DownloadStopped, find_uv, run_download, sum_up, tool_command
+from data_pipeline.download.run import run_download, sum_up
+from data_pipeline.download.tool import DownloadStopped
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import list_shards, read_shard
 from foundation.errors import DataError, RecipeError
 
-PICTURES = {f"/good{i}.jpg": picture(i, 60 + i, 80) for i in range(6)}
-
-
-class Answers(BaseHTTPRequestHandler):
-    """Some answers of the web."""
-
-    def do_GET(self):
-        self.server.seen.append((self.path, self.headers["User-Agent"]))
-        body = PICTURES["/good0.jpg"]
-        headers = {"Content-Type": "image/jpeg"}
-        if self.path in PICTURES:
-            body = PICTURES[self.path]
-        elif self.path == "/page.html":
-            headers, body = {"Content-Type": "text/html"}, b"<html>no picture</html>"
-        elif self.path == "/broken.jpg":
-            body = b"no picture at all"
-        elif self.path == "/optout.jpg":
-            headers["X-Robots-Tag"] = "noai"
-        elif self.path == "/reserved.jpg":
-            headers["TDM-Reservation"] = "1"
-        elif self.path == "/large.jpg":
-            body = bytes(300_000)
-        elif self.path.startswith("/to?"):
-            self.send_response(302)
-            self.send_header("Location", self.path.partition("?")[2])
-            self.end_headers()
-            return
-        elif self.path not in ("/drip.jpg", "/hang.jpg"):
-            self.send_error(404)
-            return
-        if self.path == "/hang.jpg":
-            time.sleep(3)
-        self.send_response(200)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.path == "/drip.jpg":
-            self._drip(body)
-        else:
-            self.wfile.write(body)
-
-    def _drip(self, body):
-        """A byte now and then, each in time."""
-        try:
-            for byte in body:
-                self.wfile.write(bytes([byte]))
-                self.wfile.flush()
-                time.sleep(0.2)
-        except OSError:
-            return
-
-    def log_message(self, *arguments):
-        """Say nothing."""
-
 
 @pytest.fixture(scope="module")
 def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.seen = []
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    yield server
-    server.shutdown()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def tool():
-    """Skips where the tool's environment cannot be made."""
-    try:
-        command = [*tool_command(find_uv()), "-c", "import img2dataset"]
-        made = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    except RecipeError as error:
-        pytest.skip(str(error))
-    if made.returncode:
-        pytest.skip(f"img2dataset cannot be installed here: {made.stderr.strip().splitlines()[-1:]}")
-
-
-def write_rows(folder, urls, **columns):
-    folder.mkdir(parents=True, exist_ok=True)
-    table = {"url": urls, "caption": [f"caption {i}" for i in range(len(urls))], **columns}
-    pq.write_table(pa.table(table), folder / "kept.parquet")
-
-
-def download_recipe(tmp_path, **changes):
-    values = {
-        "rows": str(tmp_path / "kept.parquet"),
-        "output": str(tmp_path / "images"),
-        "polite": {"contact": "mailto:crawl@example.org", "private_addresses": True},
-        "limits": {"max_megabytes": 0.2, "stall_seconds": 1, "total_seconds": 1.0},
-        "samples_per_shard": 6,
-        "compute": {"processes": 1, "threads": 8},
-    }
-    return DownloadRecipe.model_validate(values | changes)
+    need_tool()
 
 
 def test_what_a_web_does_ends_in_tars_and_sums(server, tool, tmp_path, capfd, monkeypatch):
@@ -161,16 +74,19 @@ def test_what_a_web_does_ends_in_tars_and_sums(server, tool, tmp_path, capfd, mo
     written = b"".join(p.read_bytes() for p in (tmp_path / "images").rglob("*") if p.is_file())
     assert b"not-a-real-secret" not in written + "".join(capfd.readouterr()).encode()
 
-    # A shard that is lost comes back; what is there is not asked for again.
+    # Shards that are lost or cut short come back; what is there is not asked for again.
     server.seen.clear()
-    (tmp_path / "images" / "download.json").unlink()
     for path in (tmp_path / "images" / "shards").glob("00001*"):
         path.unlink()
+    os.truncate(tmp_path / "images" / "shards" / "00000.tar", 2048)
     assert {k: v for k, v in run_download(recipe).items() if k != "process_seconds"} == {
         k: v for k, v in sums.items() if k != "process_seconds"
     }
-    second = {url.removeprefix(server.address) for url in urls[6:12]}
-    assert {path for path, _ in server.seen} == second
+    assert "00000.tar is cut short, damaged or gone" in capfd.readouterr().out
+    found = [s for shard in list_shards(section) for s in read_shard(shard, section)]
+    assert {s.fields["url"] for s in found if isinstance(s, RawSample)} == set(good)
+    asked = {url.removeprefix(server.address) for url in urls[:12]}
+    assert {path for path, _ in server.seen} == asked
     server.seen.clear()
     run_download(recipe)
     assert not server.seen and "done already" in capfd.readouterr().out

@@ -114,6 +114,10 @@ def _begin(recipe: DownloadRecipe, output: Path) -> None:
         (partial / ROWS_NAME).write_text(json.dumps(begun) + "\n")
         (partial / RECORD_NAME).write_text(recipe_record(recipe))
         commit_folder(partial, output)
+    except FileExistsError:
+        # Another job was faster: that of the same recipe and rows has made the same.
+        _claim(output, recipe)
+        _begun(recipe, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from pathlib import Path
 import pytest
 from small_web import download_recipe, need_tool, serving, write_rows
 
+from data_pipeline.download import run
 from data_pipeline.download.shards import STATS, complete_shards, forget_damaged
+from data_pipeline.download.tool import DownloadStopped
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.shards import list_shards, read_shard
+from foundation.errors import RecipeError
 from foundation.files import open_locked
 from foundation.json_files import read_json
 
@@ -114,6 +118,39 @@ def test_a_worker_alone_keeps_the_lock(tmp_path):
     finally:
         os.kill(worker, signal.SIGKILL)
     open_locked(lock, "r", fcntl.LOCK_EX).close()
+
+
+def begin_between(monkeypatch, other):
+    """Have another job begin the same folder while this one is about to."""
+    commit = run.commit_folder
+
+    def commit_second(partial, output):
+        monkeypatch.setattr(run, "commit_folder", commit)
+        other()
+        commit(partial, output)
+
+    monkeypatch.setattr(run, "commit_folder", commit_second)
+
+
+def test_two_jobs_that_begin_together_make_one_folder(tmp_path, monkeypatch):
+    """The second to finish it goes on with the first one's, as far as that is of the same recipe and rows."""
+    monkeypatch.setattr(run, "tool_command", lambda uv: ["false"])
+    monkeypatch.setattr(run, "find_uv", lambda: "uv")
+    write_rows(tmp_path, ["https://a.example/1.jpg"])
+    recipe = download_recipe(tmp_path)
+
+    def end_without_tool(recipe=recipe):
+        with pytest.raises(DownloadStopped, match="0 of 1 shards"):
+            run.run_download(recipe)
+
+    begin_between(monkeypatch, end_without_tool)
+    end_without_tool()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "kept.parquet"]
+    shutil.rmtree(tmp_path / "images")
+    begin_between(monkeypatch, lambda: end_without_tool(download_recipe(tmp_path, samples_per_shard=7)))
+    with pytest.raises(RecipeError, match="another recipe"):
+        run.run_download(recipe)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "kept.parquet"]
 
 
 def write_shard(folder, number, sizes=(700,)):

@@ -1,4 +1,4 @@
-"""`bitdance submit` with commands in Slurm's place: sixteen nodes of eight GPUs each; nothing is submitted."""
+"""`bitdance submit` with commands in Slurm's place: sixteen nodes of eight GPUs; nothing is submitted."""
 
 from __future__ import annotations
 

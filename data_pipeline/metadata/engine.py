@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 
 from data_pipeline.ingest.storage import file_version, matching_files, remote_files
+from data_pipeline.metadata.best_rows import mark_worse
 from data_pipeline.metadata.laion_hash import register_laion_hash
 from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
 from data_pipeline.metadata.rules import ListRule
@@ -22,6 +23,7 @@ from data_pipeline.metadata.schema import (
     sql_cast,
     sql_list,
     sql_name,
+    sql_place,
     sql_text,
 )
 from data_pipeline.store import PlaceUnusable
@@ -153,7 +155,10 @@ def group_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> 
 def source_sql(
     connection: duckdb.DuckDBPyConnection, recipe: FilterRecipe, groups: Sequence[FileGroup]
 ) -> str:
-    """SQL of all rows in our schema, with the joined columns and the row's `place`."""
+    """SQL of all rows in our schema, with the joined columns and the row's `place`.
+
+    For each join it makes the table of the rows that are not the best of their key.
+    """
     hashed = "hash" in {join.by for join in recipe.joins}.union(*(rule.needs() for rule in recipe.rules))
     firsts = accumulate((len(group.files) for group in groups), initial=0)
     rows = " UNION ALL ".join(group.scan(hashed, first) for group, first in zip(groups, firsts, strict=False))
@@ -180,12 +185,13 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
         has = ", ".join(sorted(present))
         raise DataError(f"joins.{number}: {files[0]} has no column {', '.join(absent)}; it has {has}")
     picked = ", ".join(
-        f"max({sql_cast(sql_name(theirs), ours)}) AS {ours}" for ours, theirs in join.columns.items()
+        f"{sql_cast(sql_name(theirs), ours)} AS {ours}" for ours, theirs in join.columns.items()
     )
     key_sql = group.hash_sql() if computed else sql_cast(sql_name(key), join.by)
-    extra = (
-        f"SELECT {key_sql} AS join_key, {picked} FROM {table} WHERE join_key IS NOT NULL GROUP BY join_key"
-    )
+    extra = f"SELECT {key_sql} AS join_key, {picked}, {sql_place()} AS place FROM {table}"
+    extra = f"SELECT * FROM ({extra}) WHERE join_key::VARCHAR <> ''"
+    if mark_worse(connection, extra, "join_key::VARCHAR", join.prefer, f"worse_{number}"):
+        extra = f"{extra} AND place NOT IN (SELECT place FROM worse_{number})"
     replaced = ", ".join(f"coalesce(extra.{ours}, source.{ours}) AS {ours}" for ours in join.columns)
     return (
         f"SELECT source.* REPLACE ({replaced}) FROM ({rows}) AS source "

@@ -24,6 +24,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
+from data_pipeline.metadata.best_rows import NORMALIZED_URL, mark_worse
 from data_pipeline.metadata.engine import (
     expand,
     group_files,
@@ -49,12 +50,6 @@ INPUTS_NAME = "inputs.json"
 MEND = "remove its folder, and `bitdance data filter` makes it anew"
 HISTOGRAM_BINS = 4096
 SUBSET_DTYPE, SUBSET_BATCH = np.dtype("u8,u8"), 1 << 18  # DataComp's; rows fetched at a time
-_URL = "^(?i:[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?i:www\\.)?([^/?#:]+)(:[0-9]+)?[^/?#]*([^#]*)"
-_URL_PARTS = f"regexp_extract(url, '{_URL}', ['host', 'port', 'rest'])"  # one match: it is what costs
-NORMALIZED_URL = (
-    f"lower({_URL_PARTS}.host) || CASE WHEN {_URL_PARTS}.port NOT IN (':80', ':443') "
-    f"THEN {_URL_PARTS}.port ELSE '' END || rtrim({_URL_PARTS}.rest, '/')"
-)
 
 
 def run_filter(recipe: FilterRecipe) -> Funnel:
@@ -268,20 +263,8 @@ class _Filtering:
         self._stage()
         before = self._count(self.rows)
         key = NORMALIZED_URL if rule.by == "url" else f"lower(CAST({rule.by} AS VARCHAR))"
-        order = [f"{p.column} {'DESC' if p.order == 'highest' else 'ASC'} NULLS LAST" for p in rule.prefer]
-        columns = ", ".join(["place", *dict.fromkeys(p.column for p in rule.prefer)])
-        # Keys are compared by 128 bits of MD5: rows of a fixed, small size, and no collision to be expected
-        # below 10^17 rows. A row without a value is alone with its number. (A condition on the key instead
-        # would be computed once more.)
-        own = f"coalesce(md5_number(nullif({key}, '')), place::UHUGEINT)"
-        keyed = f"SELECT {own} AS key, {columns} FROM ({self.rows})"
-        ranked = (
-            "SELECT place, row_number() OVER (PARTITION BY key "
-            f"ORDER BY {', '.join([*order, 'place'])}) AS rank FROM ({keyed})"
-        )
         table = f"duplicates_{self.stages}"
-        self.connection.execute(f"CREATE TEMP TABLE {table} AS SELECT place FROM ({ranked}) WHERE rank > 1")
-        dropped = self._count(table)
+        dropped = mark_worse(self.connection, self.rows, key, rule.prefer, table)
         self.rows = f"SELECT * FROM ({self.rows}) WHERE place NOT IN (SELECT place FROM {table})"
         self.steps.append(FunnelStep(rule.label(), before, before - dropped))
 
@@ -297,9 +280,8 @@ class _Filtering:
         self.connection.execute(f"COPY ({rows}) TO {target}")
 
     def _count(self, rows: str) -> int:
-        table = rows if rows.isidentifier() else f"({rows})"
         # Not `fetchone`, which leaves the result open: DuckDB refuses other work on its connection then.
-        return int(self.connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+        return int(self.connection.execute(f"SELECT count(*) FROM ({rows})").fetchall()[0][0])
 
     def _write_subset(self) -> None:
         kept = sql_text(str(self.partial / "kept.parquet"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from data_pipeline.ingest.storage import LocalPath
-from data_pipeline.metadata.rules import Rule
+from data_pipeline.metadata.rules import Preference, Rule
 from data_pipeline.metadata.schema import COLUMNS, IDENTITIES
-from foundation.sections import Section
+from foundation.sections import Problem, Section, check
 
 
 class JoinSection(Section):
@@ -18,14 +19,26 @@ class JoinSection(Section):
     Attributes:
         files: parquet paths, folders of them, globs or `s3://` addresses.
         by: our column to match by, and `key`, its name in the table where that differs.
-        columns: our column -> the table's column. A value of the table goes before the source's own; where
-            the table has several rows of a key, the greatest value counts.
+        columns: our column -> the table's column. A value of the table goes before the source's own.
+        prefer: by which of `columns` one of several rows of a key is the best, first things first; the
+            earliest, in the order of the files, of those that tie. All values come from that row.
     """
 
     files: list[str] = Field(min_length=1)
     by: Literal["uid", "url", "sha256", "hash"]
     key: str | None = None
     columns: dict[str, str] = Field(min_length=1)
+    prefer: list[Preference] = Field(default_factory=list)
+
+    @check
+    def _prefers_by_what_is_joined(self) -> Iterator[Problem]:
+        for place, preference in enumerate(self.prefer):
+            if preference.column not in self.columns:
+                have = ", ".join(self.columns)
+                yield (
+                    f"prefer.{place}",
+                    f"{preference.column} is not among the joined columns ({have}); add it",
+                )
 
     @field_validator("columns")
     @classmethod

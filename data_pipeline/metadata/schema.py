@@ -77,14 +77,12 @@ class FileGroup:
             hashed: whether `hash` is computed where it is absent and can be.
             first: number of the first file among all groups' files.
         """
-        # DuckDB reads its virtual columns only where they are asked for.
-        place = f"(file_index + {first})::UBIGINT << {FILE_ROWS_BITS} | file_row_number::UBIGINT"
         wanted = ", ".join(
             f"{self.hash_sql() if column == 'hash' and hashed and self.can_be_hashed else self._cast(column)}"
             f" AS {column}"
             for column in COLUMNS
         )
-        return f"SELECT {wanted}, {place} AS place FROM read_parquet({sql_list(self.files)})"
+        return f"SELECT {wanted}, {sql_place(first)} AS place FROM read_parquet({sql_list(self.files)})"
 
     def hash_sql(self) -> str:
         """SQL of LAION's hash of a row, for `can_be_hashed` files."""
@@ -120,6 +118,12 @@ def sql_cast(value: str, column: str) -> str:
     # DuckDB orders NaN above every number, so that it would pass every lower bound. (`= 'NaN'` would not find
     # it: the optimizer rules that out by a parquet file's bounds, which leave NaN aside.)
     return f"CASE WHEN isfinite({cast}) THEN {cast} END" if kind == "DOUBLE" else cast
+
+
+def sql_place(first: int = 0) -> str:
+    """SQL of a row's number in the order of the files that are read; `first` is the first file's number."""
+    # DuckDB reads its virtual columns only where they are asked for.
+    return f"(file_index + {first})::UBIGINT << {FILE_ROWS_BITS} | file_row_number::UBIGINT"
 
 
 def plain_digest(text: str) -> str:

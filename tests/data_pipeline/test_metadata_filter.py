@@ -203,9 +203,67 @@ def test_joins_by_hash_and_their_duplicates(tmp_path):
     pq.write_table(pa.table({"h": [1, 1, 2], "score": [4.0, 7.0, 3.0]}), extra)
     table = {"url": list("abc"), "hash": [1, 2, 3], "aesthetic": [None, None, 8.0]}
     join = {"files": [str(extra)], "by": "hash", "key": "h", "columns": {"aesthetic": "score"}}
+    join["prefer"] = [{"column": "aesthetic"}]
     urls, funnel = kept(tmp_path, table, [{"rule": "score", "column": "aesthetic", "min": 5}], joins=[join])
     assert urls == ["a", "c"]
     assert funnel.rows == 3  # a duplicate in the joined table makes no row twice
+
+
+def best_of_tables(tables, prefer):
+    """Key -> (caption, score) by the plain definition: the best by score, then the earliest."""
+    best = {}
+    for table in tables:
+        for key, caption, score in zip(table["sha"], table["c"], table["s"], strict=True):
+            sign = {"highest": -1, "lowest": 1, None: 0}[prefer]
+            rank = (score is None, sign * (score or 0)) if sign else ()
+            if key and (key not in best or rank < best[key][0]):
+                best[key] = (rank, caption, score)
+    return {key: values for key, (_, *values) in best.items()}
+
+
+@pytest.mark.parametrize("prefer", [None, "highest", "lowest"])
+def test_of_several_joined_rows_of_a_key_one_counts_as_a_whole(tmp_path, prefer):
+    rng = random.Random(5)
+    tables = []
+    for number in range(3):
+        count = 80
+        tables.append(
+            {
+                "sha": [rng.choice([None, "", *(f"{n:02x}" for n in range(40))]) for _ in range(count)],
+                "c": [f"caption {number} {row}" for row in range(count)],
+                "s": [rng.choice([None, 1.0, 2.0, 3.0]) for _ in range(count)],
+            }
+        )
+        pq.write_table(pa.table(tables[-1]), tmp_path / f"better{number}.parquet")
+    join = {
+        "files": [str(tmp_path / "better*.parquet")],
+        "by": "sha256",
+        "key": "sha",
+        "columns": {"recaption": "c", "recaption_clip": "s"},
+        "prefer": [{"column": "recaption_clip", "order": prefer}] if prefer else [],
+    }
+    everything = {"rule": "caption", "chars_max": 99}
+    table = {
+        "url": [f"u{n}" for n in range(50)],
+        "caption": [""] * 50,
+        "sha256": ["", *(f"{n:02X}" for n in range(49))],
+    }
+    urls, _ = kept(tmp_path, table, [everything], joins=[join])
+    rows = pq.read_table(tmp_path / "out0" / "kept.parquet")
+    assert urls == table["url"]
+    expected = best_of_tables(tables, prefer)
+    found = zip(
+        table["sha256"], rows["recaption"].to_pylist(), rows["recaption_clip"].to_pylist(), strict=True
+    )
+    assert {key.lower(): [caption, score] for key, caption, score in found} == {
+        key.lower(): expected.get(key.lower(), [None, None]) for key in table["sha256"]
+    }
+
+
+def test_a_join_prefers_by_a_column_that_it_joins():
+    join = {"files": ["a"], "by": "uid", "columns": {"recaption": "c"}, "prefer": [{"column": "aesthetic"}]}
+    with pytest.raises(ValueError, match="aesthetic is not among the joined columns"):
+        recipe(["a.parquet"], "out", [ANY], joins=[join])
 
 
 def test_datacomp_subsets_in_and_out(tmp_path):

@@ -97,8 +97,11 @@ def load_text_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         raise ValueError(
             f"{where}: no such folder; expected one with tokenizer.json, or a name like Qwen/Qwen3-14B"
         )
-    if is_folder and not os.path.isfile(os.path.join(where, "tokenizer.json")):
-        raise ValueError(f"{where}: no tokenizer.json in this folder; save a fast tokenizer there first")
+    files = set(os.listdir(where)) if is_folder else set()
+    if is_folder and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+        raise ValueError(
+            f"{where}: no tokenizer.json, nor vocab.json and merges.txt, in this folder; name one with them"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:

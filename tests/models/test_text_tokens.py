@@ -1,5 +1,6 @@
 """The small byte-level BPE: lossless, with Qwen's special tokens, the same after a trip through a folder."""
 
+import json
 import unicodedata
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as pieces
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from data_pipeline.tokenize.captions import clean_caption
+from data_pipeline.tokenize.captions import clean_caption, text_tokenizer_hash
 from models.layout import add_sequence_tokens, encode_prompt, sequence_tokens
 from models.text_tokens import (
     QWEN_SPECIAL_TOKENS,
@@ -68,6 +69,25 @@ def test_a_folder_brings_it_back_whole_for_us_and_for_plain_transformers(tmp_pat
         assert loaded.eos_token == "<|im_end|>"
 
 
+def test_a_folder_with_vocab_and_merges_is_the_same_tokenizer(tmp_path: Path) -> None:
+    """Models come so, too. Saved, it has a `tokenizer.json`, and is the same to datasets and models."""
+    TOKENIZER.save_pretrained(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(whole["vocab"]))
+    with pytest.raises(ValueError, match=r"no tokenizer\.json, nor vocab\.json and merges\.txt"):
+        load_text_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("".join(f"{' '.join(merge)}\n" for merge in whole["merges"]))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "Qwen2Tokenizer"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = load_text_tokenizer(tmp_path)
+    text = "<|im_start|>user\na cat at night, 12 e\u0301<|im_end|>"
+    assert loaded.encode(text) == TOKENIZER.encode(text)
+    loaded.save_pretrained(tmp_path / "saved")
+    assert text_tokenizer_hash(load_text_tokenizer(tmp_path / "saved")) == text_tokenizer_hash(loaded)
+
+
 def test_the_vocabulary_never_exceeds_what_was_asked() -> None:
     assert len(train_text_tokenizer(CAPTIONS, vocab_size=270)) == 270
     assert len(train_text_tokenizer(CAPTIONS, vocab_size=300)) == 300
@@ -82,7 +102,7 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
 def test_what_is_no_tokenizer_is_refused_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         load_text_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"no tokenizer\.json, nor"):
         load_text_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{broken")
     with pytest.raises(ValueError, match="cannot be loaded"):

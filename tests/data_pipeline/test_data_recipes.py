@@ -14,6 +14,7 @@ from trainer.recipe import StageRecipe
 
 CONFIGS = Path("configs")
 STAGES = sorted((CONFIGS / "t2i").rglob("*.yaml"))
+SD2 = CONFIGS / "data/filters/sd2.yaml"
 DATA = sorted((CONFIGS / "data").rglob("*.yaml"))
 
 
@@ -66,3 +67,11 @@ def test_the_top_of_a_large_job_says_what_it_costs_and_what_comes_before(path):
     for named in re.findall(r"configs/\S+\.yaml", top):
         assert Path(named).is_file(), named
     assert f"bitdance data {path.stem} {path}" in top
+
+
+def test_the_cost_of_the_published_filters_is_what_was_measured():
+    """The rates at the top of a filter's recipe are those of docs/data.md's table, by the same benchmark."""
+    figures = Path("docs/data.md").read_text().partition("## Figures")[2]
+    measured = [line for line in figures.splitlines() if "metadata_filter.py" in line]
+    told = re.findall(r"[\d.]+ million rows/s|[\d,]+(?=\s+(?:#\s+)?rows of what is left)", SD2.read_text())
+    assert len(told) == 2 and all(any(rate in line for line in measured) for rate in told)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline.ingest.storage import is_remote, open_stream, remote_files
 from data_pipeline.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
 from data_pipeline.metadata.engine import explaining
+from data_pipeline.metadata.recipe import memory_limit
 from data_pipeline.metadata.schema import sql_list
 from data_pipeline.near_duplicates import find_near_duplicates
 from data_pipeline.recipe_folder import RECORD_NAME, recipe_of_record
@@ -35,7 +36,7 @@ from data_pipeline.tokenize.marker import (
     without_samples,
 )
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from foundation.errors import DataError, Problems
+from foundation.errors import DataError, Problems, RecipeError
 from foundation.progress import say, track
 from foundation.provenance import package_version
 from foundation.recipes import recipe_hash
@@ -54,9 +55,14 @@ def finalize_dataset(output: str, memory: str = "4GB") -> Manifest:
         memory: DuckDB's limit while near-duplicates are looked for.
 
     Raises:
+        RecipeError: `memory` is no amount of memory.
         DataError: no dataset there, tasks that are missing or damaged, or no sample in any of them.
         PlaceUnusable: its disk is full, or cannot be written.
     """
+    try:
+        memory_limit(memory)
+    except ValueError as error:
+        raise RecipeError(f"--memory: {error}") from None
     with writing_to(output):
         return _finalize(DatasetFolder(output), memory)
 

@@ -138,6 +138,8 @@ def group_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> 
             described = connection.execute(
                 f"DESCRIBE SELECT * FROM read_parquet({sql_text(file)})"
             ).fetchall()
+        except duckdb.OutOfMemoryException:
+            raise  # not the file's fault
         except (duckdb.Error, OSError) as error:
             problems.add(
                 file, f"cannot be read as parquet ({str(error).splitlines()[0]})", "remove or replace it"
@@ -174,6 +176,8 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
     table = f"read_parquet({sql_list(files)}, union_by_name = true)"
     try:
         described = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
+    except duckdb.OutOfMemoryException:
+        raise
     except (duckdb.Error, OSError) as error:
         raise DataError(f"joins.{number}: {files[0]} cannot be read as parquet: {error}") from None
     group = FileGroup(tuple(files), tuple((name, kind) for name, kind, *_ in described))
@@ -255,6 +259,8 @@ def _load_column(connection: duckdb.DuckDBPyConnection, path: Path, place: int) 
         first = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()[0][0]
         source = f"SELECT CAST({sql_name(first)} AS VARCHAR) AS value FROM {table}"
         connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT value FROM ({source})")
+    except duckdb.OutOfMemoryException:
+        raise
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"rules.{place}: the list {path} cannot be read as parquet ({reason})") from None

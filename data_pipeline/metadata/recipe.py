@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from data_pipeline.ingest.storage import LocalPath
 from data_pipeline.metadata.rules import Preference, Rule
 from data_pipeline.metadata.schema import COLUMNS, IDENTITIES
 from foundation.sections import Problem, Section, check
+
+# Above what one machine has of them DuckDB only gets slower; from tens of thousands on, the machine itself.
+MAX_THREADS = 1024
+_MEMORY = re.compile(r"(\d{1,6}(?:\.\d{1,6})?) ?(MB|GB|TB|MiB|GiB|TiB)")
+_MEGABYTES = {"M": 1, "G": 1000, "T": 1_000_000}
 
 
 class JoinSection(Section):
@@ -50,17 +56,25 @@ class JoinSection(Section):
         return columns
 
 
+def memory_limit(text: str) -> str:
+    """A limit of memory as DuckDB takes it, such as 4GB; ValueError for what is none, or below 1 MB."""
+    match = _MEMORY.fullmatch(text)
+    if not match or float(match[1]) * _MEGABYTES[match[2][0]] < 1:
+        raise ValueError(f"{text!r} is no amount of memory from 1MB on; write it as 4GB or 512MiB")
+    return text
+
+
 class EngineSection(Section):
     """Bounds on what DuckDB takes.
 
     Attributes:
-        memory: DuckDB's limit; what does not fit goes to `spill`.
-        threads: all cores by default.
+        memory: DuckDB's limit, at least 1MB; what does not fit goes to `spill`.
+        threads: all cores by default; at most 1024.
         spill: folder for temporary files; beside the output by default.
     """
 
-    memory: str = Field(default="4GB", pattern=r"^\d+(\.\d+)? ?(MB|GB|TB|MiB|GiB|TiB)$")
-    threads: int | None = Field(default=None, gt=0)
+    memory: Annotated[str, AfterValidator(memory_limit)] = "4GB"
+    threads: int | None = Field(default=None, gt=0, le=MAX_THREADS)
     spill: LocalPath | None = None
 
 

@@ -16,11 +16,13 @@ import pytest
 
 from data_pipeline.download.recipe import DownloadRecipe
 from data_pipeline.download.run import run_download
+from data_pipeline.finalize import finalize_dataset
 from data_pipeline.ingest.kept import KeptRows, identity, index_folder
 from data_pipeline.ingest.recipe import KeepSection
 from data_pipeline.ingest.samples import RawSample
+from data_pipeline.metadata.engine import group_files, open_engine
 from data_pipeline.metadata.filtering import run_filter
-from data_pipeline.metadata.recipe import FilterRecipe
+from data_pipeline.metadata.recipe import EngineSection, FilterRecipe
 from data_pipeline.metadata.schema import COLUMNS
 from data_pipeline.store import PlaceUnusable
 from foundation.errors import DataError, RecipeError
@@ -262,8 +264,34 @@ def test_a_damaged_list_is_named(tmp_path, name, content, said):
 
 
 def test_too_little_memory_is_said(tmp_path):
-    with pytest.raises(DataError, match=r"engine\.memory = 1MB"):
+    with pytest.raises(DataError, match=r"^DuckDB cannot go on: .*engine\.memory = 1MB"):
         filtered(tmp_path, {"url": ["a"] * 1000}, ALL, engine={"memory": "1MB"})
+
+
+@pytest.mark.parametrize(
+    "memory", ["0GB", "0.5MB", "4", "abc", "4gb", "-1GB", "4GB ", "9999999TB", "0.0001GiB"]
+)
+def test_what_is_no_amount_of_memory_is_refused(memory):
+    with pytest.raises(pydantic.ValidationError, match="is no amount of memory from 1MB on"):
+        EngineSection(memory=memory)
+    with pytest.raises(RecipeError, match=r"--memory: .* is no amount of memory from 1MB on"):
+        finalize_dataset("nowhere", memory)
+
+
+@pytest.mark.parametrize("threads", [0, 1025, 100_000])
+def test_threads_that_no_machine_has_are_refused(threads):
+    with pytest.raises(pydantic.ValidationError, match="threads"):
+        EngineSection(threads=threads)
+
+
+def test_a_table_for_which_memory_lacks_is_not_blamed(tmp_path):
+    pq.write_table(pa.table({"url": ["a"]}), tmp_path / "in.parquet")
+    none = EngineSection.model_construct(memory="0GB", threads=1024)
+    with (
+        pytest.raises(DataError, match=r"^DuckDB cannot go on: .*It has engine\.memory = 0GB"),
+        open_engine(none, tmp_path / "spill", False) as connection,
+    ):
+        group_files(connection, [str(tmp_path / "in.parquet")])
 
 
 @pytest.mark.parametrize("full", ["output", "spill"])

@@ -1,4 +1,4 @@
-"""One row of those that share a key: which of them is the best, and what makes urls the same."""
+"""One row of those that share a key: which of them is the best."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from collections.abc import Sequence
 import duckdb
 
 from data_pipeline.metadata.rules import Preference
-
-_URL = "^(?i:[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?i:www\\.)?([^/?#:]+)(:[0-9]+)?[^/?#]*([^#]*)"
-_URL_PARTS = f"regexp_extract(url, '{_URL}', ['host', 'port', 'rest'])"  # one match: it is what costs
-NORMALIZED_URL = (
-    f"lower({_URL_PARTS}.host) || CASE WHEN {_URL_PARTS}.port NOT IN (':80', ':443') "
-    f"THEN {_URL_PARTS}.port ELSE '' END || rtrim({_URL_PARTS}.rest, '/')"
-)
 
 
 def mark_worse(

@@ -20,6 +20,7 @@ from data_pipeline.metadata.schema import (
     DIGESTS,
     IDENTITIES,
     FileGroup,
+    listed_url,
     sql_cast,
     sql_list,
     sql_name,
@@ -227,6 +228,8 @@ def load_list(connection: duckdb.DuckDBPyConnection, rule: ListRule, place: int)
         connection.execute(f"CREATE TEMP TABLE list_{place} AS SELECT DISTINCT unnest(?) AS value", [values])
     if rule.by in DIGESTS:
         connection.execute(f"UPDATE list_{place} SET value = {sql_cast('value', rule.by)}")
+    if rule.by == "url":
+        connection.execute(f"UPDATE list_{place} SET value = {listed_url('value')}")
     if rule.by == "domain":
         _match_domains(connection, place)
 

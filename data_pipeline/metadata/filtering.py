@@ -24,7 +24,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from data_pipeline.metadata.best_rows import NORMALIZED_URL, mark_worse
+from data_pipeline.metadata.best_rows import mark_worse
 from data_pipeline.metadata.engine import (
     expand,
     group_files,
@@ -36,7 +36,7 @@ from data_pipeline.metadata.engine import (
 from data_pipeline.metadata.funnel import Funnel, FunnelStep, draw_funnel, print_funnel
 from data_pipeline.metadata.recipe import FilterRecipe
 from data_pipeline.metadata.rules import DeduplicateRule, ListRule, RowRule, TopFractionRule
-from data_pipeline.metadata.schema import IDENTITIES, sql_text
+from data_pipeline.metadata.schema import IDENTITIES, normalized_url, sql_text
 from data_pipeline.npy_stream import NpyStream
 from data_pipeline.recipe_folder import RECORD_NAME, check_inputs, claim_folder, recipe_record
 from data_pipeline.store import writing_to
@@ -262,7 +262,7 @@ class _Filtering:
     def _apply_deduplicate(self, rule: DeduplicateRule) -> None:
         self._stage()
         before = self._count(self.rows)
-        key = NORMALIZED_URL if rule.by == "url" else f"lower(CAST({rule.by} AS VARCHAR))"
+        key = normalized_url("url") if rule.by == "url" else f"lower(CAST({rule.by} AS VARCHAR))"
         table = f"duplicates_{self.stages}"
         dropped = mark_worse(self.connection, self.rows, key, rule.prefer, table)
         self.rows = f"SELECT * FROM ({self.rows}) WHERE place NOT IN (SELECT place FROM {table})"

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from data_pipeline.ingest.storage import LocalPath
-from data_pipeline.metadata.schema import sql_text
+from data_pipeline.metadata.schema import listed_url, sql_text
 from foundation.sections import Problem, Section, check
 
 Score = Literal[
@@ -206,7 +206,8 @@ class ListRule(RowRule):
     """`allow`: keep only rows on the list; `deny`: drop rows on the list.
 
     The list is `values`, or `file`: a text file with one value a line, a parquet file whose first column
-    has the values, or, for `by: uid`, DataComp's `.npy` of (u8, u8). A domain stands for all hosts below it:
+    has the values, or, for `by: uid`, DataComp's `.npy` of (u8, u8). Urls are compared as `deduplicate` does,
+    texts that are none as they are. A domain stands for all hosts below it:
     `bad.example` for `www.bad.example`, too.
     """
 
@@ -237,6 +238,8 @@ class ListRule(RowRule):
             member = f"{key} IN (SELECT (high, low) FROM list_{place})"
         elif self.by == "domain":
             member = f"listed_{place}({DOMAIN})"
+        elif self.by == "url":
+            member = f"{listed_url('url')} IN (SELECT value FROM list_{place})"
         else:
             member = f"CAST({self.by} AS VARCHAR) IN (SELECT value FROM list_{place})"
         member = f"coalesce({member}, false)"

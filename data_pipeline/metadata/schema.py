@@ -40,6 +40,7 @@ DIGESTS = ("uid", "sha256")  # texts of hex digits, whose case and surrounding s
 # `place`, a row's number in the order of the sources, is its file's number and, in so many bits, its own.
 FILE_ROWS_BITS = 40
 _HEX = "[0-9a-fA-F]+"
+_URL = "^(?i:[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?i:www\\.)?([^/?#:]+)(:[0-9]+)?[^/?#]*([^#]*)"
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,23 @@ def sql_place(first: int = 0) -> str:
     """SQL of a row's number in the order of the files that are read; `first` is the first file's number."""
     # DuckDB reads its virtual columns only where they are asked for.
     return f"(file_index + {first})::UBIGINT << {FILE_ROWS_BITS} | file_row_number::UBIGINT"
+
+
+def normalized_url(url: str) -> str:
+    """SQL of what urls of the same place have in common, empty for what is no url.
+
+    Scheme, `www.`, default port, fragment, trailing slash and the host's case are left out.
+    """
+    parts = f"regexp_extract({url}, '{_URL}', ['host', 'port', 'rest'])"  # one match: it is what costs
+    return (
+        f"lower({parts}.host) || CASE WHEN {parts}.port NOT IN (':80', ':443') "
+        f"THEN {parts}.port ELSE '' END || rtrim({parts}.rest, '/')"
+    )
+
+
+def listed_url(url: str) -> str:
+    """SQL of what a url is looked up in a list by: normalized, or as it is where it is none."""
+    return f"coalesce(nullif({normalized_url(url)}, ''), {url})"
 
 
 def plain_digest(text: str) -> str:

@@ -193,6 +193,22 @@ def test_urls_that_count_as_the_same(tmp_path, one, other, equal):
     assert found == ([one] if equal else [one, other])
 
 
+@pytest.mark.parametrize("form", ["values", "text", "parquet"])
+@pytest.mark.parametrize("rule", ["allow", "deny"])
+def test_lists_of_urls_compare_them_as_duplicates_do(tmp_path, rule, form):
+    listed = ["http://Example.org/x", "https://b.example:443/y?q=1#z", "no url"]
+    if form == "text":
+        (tmp_path / "list.txt").write_text("\n".join(listed))
+    if form == "parquet":
+        pq.write_table(pa.table({"url": listed}), tmp_path / "list.parquet")
+    file = str(tmp_path / {"text": "list.txt"}.get(form, "list.parquet"))
+    where = {"values": listed} if form == "values" else {"file": file}
+    on = ["https://www.example.org/x/", "http://B.example/y?q=1", "no url"]
+    off = ["https://example.org/X", "https://b.example:8080/y?q=1", "NO URL", ""]
+    urls, _ = kept(tmp_path, {"url": on + off}, [{"rule": rule, "by": "url"} | where])
+    assert urls == (on if rule == "allow" else off)
+
+
 def test_rows_without_a_value_are_no_duplicates(tmp_path):
     table = {"url": list("abcd"), "sha256": [None, None, "X", "x"]}
     assert kept(tmp_path, table, [{"rule": "deduplicate", "by": "sha256"}])[0] == ["a", "b", "c"]

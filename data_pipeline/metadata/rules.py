@@ -30,6 +30,9 @@ Score = Literal[
 ]
 Missing = Literal["drop", "keep"]
 WORDS = "len(regexp_extract_all({text}, '\\S+'))"
+# What may stand beside a whole word: RE2's \W would be every letter beyond ASCII. In scripts that put no
+# space between words, any letter may.
+NOT_IN_A_WORD = r"[^\p{L}\p{M}\p{N}_]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 DOMAIN = "rtrim(regexp_extract(lower(url), '^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1), '.')"
 Bound = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -139,7 +142,8 @@ class AspectRule(RowRule):
 class CaptionRule(RowRule):
     """Length of the caption in words (runs of non-space) and characters, and words that it must not have.
 
-    Words are looked for whole and without regard to case. A missing caption counts as the empty one.
+    Words are looked for whole, in any language, and without regard to case; where a script puts no space
+    between words, anywhere. A missing caption counts as the empty one.
     """
 
     rule: Literal["caption"]
@@ -165,7 +169,8 @@ class CaptionRule(RowRule):
         )
         parts = [f"{sql} {value}" for sql, value in bounds if value]
         if self.without:
-            pattern = r"(?i)(^|\W)(" + "|".join(re.escape(word) for word in self.without) + r")($|\W)"
+            words = "|".join(re.escape(word) for word in self.without)
+            pattern = f"(?i)(^|{NOT_IN_A_WORD})({words})($|{NOT_IN_A_WORD})"
             parts.append(f"NOT regexp_matches({text}, {sql_text(pattern)})")
         return " AND ".join(parts)
 

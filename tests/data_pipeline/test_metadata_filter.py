@@ -309,6 +309,35 @@ def test_a_written_subset_is_sorted_whatever_its_size_and_absent_without_uids(tm
     assert not (tmp_path / "out1" / "subset.npy").exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "caption", "found"),
+    [
+        ("caf", "a café in Paris", False),
+        ("caf", "a cafe\u0301", False),
+        ("cafe", "a cafe\u0301", False),  # the accent is a character of its own
+        ("caf", "a (caf)", True),
+        ("café", "Le CAFÉ.", True),
+        ("logo", "логотипlogo", False),
+        ("рис", "рисунок кота", False),
+        ("рис", "кот, Рис", True),
+        ("ein", "Reineke ein\u00a0Fuchs", True),
+        ("ein", "Reineke, das Schwein", False),
+        ("σ", "σκύλος", False),
+        ("free", "free_stock 4free", False),
+        ("घर", "घरों में", False),
+        ("घर", "एक घर।", True),
+        ("猫", "黒猫がいる", True),
+        ("แมว", "รูปแมวดำ", True),
+        ("stock photo", "Stock photo", True),
+        ("c++", "learn C++ now", True),
+    ],
+)
+def test_captions_without_a_word_have_it_nowhere_as_a_whole(tmp_path, word, caption, found):
+    rule = {"rule": "caption", "without": [word]}
+    urls, _ = kept(tmp_path, {"url": ["a", "b"], "text": [caption, "other"]}, [rule])
+    assert urls == (["b"] if found else ["a", "b"])
+
+
 def test_lists_from_text_files(tmp_path):
     (tmp_path / "urls.txt").write_text("b\n\n c \n")
     rule = {"rule": "deny", "by": "url", "file": str(tmp_path / "urls.txt")}

@@ -100,10 +100,11 @@ def retry(
     from foundation.progress import say
 
     if without:
-        give_up(dataset, sorted(set(without)))
-        say(f"{len(set(without))} tasks given up; run `bitdance data tokenize` with the recipe again")
+        numbers = sorted(set(without))
+        give_up(dataset, numbers)
+        say(f"tasks given up: {len(numbers)}; run `bitdance data tokenize` with the recipe again")
         return
-    say(f"{clear_failures(dataset)} failures cleared; run `bitdance data tokenize` with the recipe again")
+    say(f"failures cleared: {clear_failures(dataset)}; run `bitdance data tokenize` with the recipe again")
 
 
 @app.command()

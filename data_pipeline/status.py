@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.store import writing_to
 from data_pipeline.tokenize.folder import FAILED, TASKS, DatasetFolder, Plan
 from data_pipeline.tokenize.marker import DONE_NAME, counts_in_words, total_counts, without_samples
 from foundation.errors import DataError, Problems, RecipeError
-from foundation.partials import last_change
+from foundation.partials import last_change, owner_has_ended
 from foundation.progress import say
 
 # A task under way touches its folder each minute; one that has not for so long has probably been killed.
 ALIVE_SECONDS = 600.0
+# Of these the pace is that of the job; and between two of them nobody was at work for longer than so many
+# seconds and so many usual gaps. (Tasks that are begun together end together, so that a job without a pause
+# has gaps of the length of a task.)
+RECENT_TASKS, PAUSE_SECONDS, PAUSE_GAPS = 1000, 3600.0, 10
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,8 @@ class Status:
     Attributes:
         tasks: in the plan.
         done: finished.
-        running: under way: a working folder that changed in the last ten minutes; always 0 on S3, where the
-            working folders are not in the dataset.
+        running: under way: a working folder that changed in the last ten minutes, and whose process, where it
+            is of this host, lives; always 0 on S3, where the working folders are not in the dataset.
         failed: task -> reason.
         given_up: task that the dataset goes without -> reason.
         damaged: task that was found damaged, and is not done therefore -> how.
@@ -36,8 +42,9 @@ class Status:
             refused, and records written (`read`, `not_kept`, `too_small`, `refused`, `records`).
         lists: where those that are too small or refused are listed.
         empty: which of them had a shard without any sample, in a line; "" where none had.
-        samples_per_second: over the time between the first and the last finished task; None below two tasks.
-        seconds_left: at that rate; None where it is unknown.
+        samples_per_second: from one finished task to the next, of the last thousand, without the pauses: gaps
+            above an hour and ten times the median one. None below two tasks.
+        seconds_left: at that rate, for tasks that neither failed nor were given up; None where it is unknown.
         finished: whether the dataset has its manifest.
     """
 
@@ -74,15 +81,16 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
     counts = total_counts(done)
     ends = [files[f"{folder.task(n)}/{DONE_NAME}"][1] for n in done]
     rate = left = None
-    if len(ends) > 1 and max(ends) > min(ends):
-        # The first task's end starts the clock, so its own samples do not count.
-        tasks_per_second = (len(ends) - 1) / (max(ends) - min(ends))
-        rate = tasks_per_second * counts["read"] / len(ends)
-        left = (len(plan.shards) - len(done) - len(given_up)) / tasks_per_second
+    if pace := _seconds_a_task(ends):
+        rate = counts["read"] / len(ends) / pace
+        left = (len(plan.shards) - len(done) - len(given_up.keys() | failures.keys())) * pace
     return Status(
         tasks=len(plan.shards),
         done=len(done),
-        running=sum(now - last_change(path) < ALIVE_SECONDS for path in folder.partials()),
+        running=sum(
+            not owner_has_ended(path) and now - last_change(path) < ALIVE_SECONDS
+            for path in folder.partials()
+        ),
         failed={n: str(failure["reason"]) for n, failure in failures.items()},
         given_up={n: str(note["reason"]) for n, note in given_up.items()},
         damaged={n: str(note["reason"]) for n, note in folder.damaged().items()},
@@ -93,6 +101,14 @@ def read_status(dataset: str | Path, now: float | None = None) -> Status:
         seconds_left=left,
         finished=folder.store.read(MANIFEST_NAME) is not None,
     )
+
+
+def _seconds_a_task(ends: Sequence[float]) -> float | None:
+    """Mean seconds from one task's end to the next one's, of the recent ones, without pauses; None where it
+    is unknown."""
+    gaps = np.diff(np.sort(ends)[-RECENT_TASKS:])
+    worked = gaps[gaps <= max(PAUSE_SECONDS, PAUSE_GAPS * np.median(gaps))] if gaps.size else gaps
+    return float(worked.mean()) or None if worked.size else None
 
 
 def print_status(status: Status) -> None:

@@ -56,9 +56,15 @@ def last_change(path: Path) -> float:
         return 0.0
 
 
-def _abandoned(path: Path) -> bool:
+def owner_has_ended(path: Path) -> bool:
+    """Whether a partial is of a process of this host that lives no more; False where that cannot be asked."""
     owner = _OWNER.search(path.name)
-    if owner and path.name[: owner.start()].endswith(f".{platform.node()}") and not _alive(int(owner[1])):
+    here = owner is not None and path.name[: owner.start()].endswith(f".{platform.node()}")
+    return owner is not None and here and not _alive(int(owner[1]))
+
+
+def _abandoned(path: Path) -> bool:
+    if owner_has_ended(path):
         return True
     return time.time() - last_change(path) > ABANDONED_SECONDS
 

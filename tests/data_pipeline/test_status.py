@@ -2,10 +2,14 @@
 
 import json
 import os
+import platform
+import subprocess
 
 import pytest
 from photo_shards import picture, tokenize_recipe, write_kept, write_shards, write_tar, write_tokenizer
+from typer.testing import CliRunner
 
+from data_pipeline.cli import app
 from data_pipeline.ingest.shards import Shard
 from data_pipeline.manifest import TextTokenizerManifest, TokenizerManifest
 from data_pipeline.status import print_status, read_status
@@ -49,8 +53,8 @@ def test_samples_a_second_and_the_time_that_is_left(tmp_path, capsys):
     status = read_status(tmp_path, now=1200.0)
     # From the end of task 0 to that of task 1: two tasks, of 200 samples in the mean, in 100 seconds.
     assert status.samples_per_second == pytest.approx(4.0)
-    # 11 tasks without 3 done and 1 given up, at 50 seconds each.
-    assert status.seconds_left == pytest.approx(7 * 50.0)
+    # 11 tasks without 3 done, 1 failed and 1 given up, at 50 seconds each.
+    assert status.seconds_left == pytest.approx(6 * 50.0)
     print_status(status)
     said = capsys.readouterr().out
     assert "3 of 11 tasks done, 0 under way, 1 failed, 1 given up; the dataset is not finished" in said
@@ -59,6 +63,51 @@ def test_samples_a_second_and_the_time_that_is_left(tmp_path, capsys):
         "tasks/*/quarantine.jsonl); 450 records written\n4.0 samples a second, 0.1 h left at that rate"
         in said
     )
+
+
+@pytest.mark.parametrize("pauses", [{}, {1: 60 * 3600.0}, {3: 7200.0, 9: 90_000.0}])
+def test_pauses_do_not_count(tmp_path, pauses):
+    folder, when = begin(tmp_path, 30), 1e9
+    for number in range(20):
+        when += pauses.get(number, 0.0) + 10.0
+        finish(folder, number, 100, when)
+    status = read_status(tmp_path, now=when)
+    # At worst, the task's own ten seconds in each gap that was left out.
+    assert status.samples_per_second == pytest.approx(10.0)
+    assert status.seconds_left == pytest.approx(100.0)
+
+
+def test_tasks_that_end_together_are_no_pause(tmp_path):
+    """Eight processes, tasks of half an hour: seven gaps of a second, then one of half an hour."""
+    folder = begin(tmp_path, 80)
+    for number in range(40):
+        finish(folder, number, 100, 1e9 + number // 8 * 1800.0 + number % 8)
+    status = read_status(tmp_path, now=1e9 + 7300.0)
+    assert status.seconds_left == pytest.approx(40 * (4 * 1800.0 + 7) / 39)
+
+
+def test_what_a_dead_process_of_this_host_has_left_is_not_under_way(tmp_path):
+    folder = begin(tmp_path, 3)
+    mine, theirs = folder.new_partial(0), folder.new_partial(1)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    name = mine.name.replace(f".{os.getpid()}.", f".{ended.pid}.")
+    mine.rename(mine.with_name(name))
+    assert read_status(tmp_path).running == 1
+    # Of another host's process nobody here can say.
+    theirs.rename(
+        theirs.with_name(name.replace(f".{platform.node()}.", ".elsewhere.").replace("0000.", "0001."))
+    )
+    assert read_status(tmp_path).running == 1
+
+
+def test_failures_cleared_and_tasks_given_up_are_counted(tmp_path):
+    folder = begin(tmp_path, 3)
+    folder.fail(0, Shard("0.tar", 5), "damaged")
+    said = CliRunner().invoke(app, ["retry", str(tmp_path)]).output
+    assert said.startswith("failures cleared: 1; run")
+    said = CliRunner().invoke(app, ["retry", str(tmp_path), "--give-up", "1"]).output
+    assert said.startswith("tasks given up: 1; run")
 
 
 def test_under_way_is_what_changed_in_the_last_ten_minutes(tmp_path):

@@ -240,7 +240,10 @@ def test_each_input_of_a_data_job_must_be_there_and_be_seen(
     assert submit(tmp_path, str(recipe)).startswith("job 101")
 
 
-def test_inputs_in_a_store_and_on_the_hub_are_not_looked_for(tmp_path: Path, told: Path) -> None:
+def test_inputs_in_a_store_and_on_the_hub_are_not_looked_for(
+    tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the jobs' folder of a dataset in a store is made
     values = tokenize_values(Path("s3://bucket")) | {
         "tokenizer": str(tmp_path),
         "text_tokenizer": {"name": "Qwen/Qwen3-0.6B"},

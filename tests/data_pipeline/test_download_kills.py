@@ -46,12 +46,24 @@ def download(output_folder, processes_count, **_):
 """
 
 
-def start(recipe, log, tool="real", **environment):
-    command = [sys.executable, "-c", JOB, recipe.model_dump_json(), tool]
-    with open(log, "w") as file:
-        return subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | environment
-        )
+@pytest.fixture
+def start():
+    """Starts jobs; none of them outlives its test."""
+    jobs = []
+
+    def start_job(recipe, log, tool="real", **environment):
+        command = [sys.executable, "-c", JOB, recipe.model_dump_json(), tool]
+        with open(log, "w") as file:
+            variables = os.environ | environment
+            jobs.append(
+                subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=variables)
+            )
+        return jobs[-1]
+
+    yield start_job
+    for job in jobs:
+        job.kill()
+        job.wait()
 
 
 def wait_until(true, what, seconds=120.0):
@@ -73,32 +85,27 @@ def workers_in(folder):
     return {int(path.name.removeprefix("worker-")) for path in folder.glob("worker-*")}
 
 
-def test_the_tool_dies_with_its_job_and_the_next_waits_for_its_last_process(tmp_path):
+def test_the_tool_dies_with_its_job_and_the_next_waits_for_its_last_process(tmp_path, start):
     (tmp_path / "img2dataset.py").write_text(STUB)
     write_rows(tmp_path, ["https://a.example/1.jpg"])
     recipe = download_recipe(tmp_path, compute={"processes": 2, "threads": 1})
-    logs, shards = [tmp_path / "first.log", tmp_path / "second.log"], tmp_path / "images" / "shards"
-    jobs = [start(recipe, logs[0], "stub", PYTHONPATH=str(tmp_path))]
-    try:
-        wait_until(lambda: len(workers_in(shards)) == 2, "the first job's workers")
-        first = workers_in(shards)
-        jobs.append(start(recipe, logs[1], "stub", PYTHONPATH=str(tmp_path)))
-        wait_until(lambda: "waiting" in logs[1].read_text(), "the second job waits")
-        assert f"process {jobs[0].pid} on " in logs[1].read_text() and workers_in(shards) == first
-        jobs[0].kill()
-        wait_until(lambda: len(workers_in(shards)) == 4, "the second job's workers")
-        assert not any(map(lives, first))
-        jobs[1].terminate()
-        assert jobs[1].wait() == -signal.SIGTERM
-        open_locked(tmp_path / "images" / "lock", "r", fcntl.LOCK_EX).close()
-        assert not any(map(lives, workers_in(shards)))
-    finally:
-        for job in jobs:
-            job.kill()
-            job.wait()
+    shards, log = tmp_path / "images" / "shards", tmp_path / "second.log"
+    first = start(recipe, tmp_path / "first.log", "stub", PYTHONPATH=str(tmp_path))
+    wait_until(lambda: len(workers_in(shards)) == 2, "the first job's workers")
+    workers = workers_in(shards)
+    second = start(recipe, log, "stub", PYTHONPATH=str(tmp_path))
+    wait_until(lambda: "waiting" in log.read_text(), "the second job waits")
+    assert f"process {first.pid} on " in log.read_text() and workers_in(shards) == workers
+    first.kill()
+    wait_until(lambda: len(workers_in(shards)) == 4, "the second job's workers")
+    assert not any(map(lives, workers))
+    second.terminate()
+    assert second.wait() == -signal.SIGTERM
+    open_locked(tmp_path / "images" / "lock", "r", fcntl.LOCK_EX).close()
+    assert not any(map(lives, workers_in(shards)))
 
 
-def test_a_worker_alone_keeps_the_lock(tmp_path):
+def test_a_worker_alone_keeps_the_lock(tmp_path, start):
     """The kernel may take its time to end a killed worker, one that waits for a disk: nobody else begins."""
     stub = STUB.replace("time.sleep(60)", "signal.pause()").replace("import ", "import ctypes, signal, ", 1)
     # This one is not killed with its parent.
@@ -185,7 +192,7 @@ def test_a_shard_is_complete_when_its_tar_has_its_end(tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_a_download_killed_again_and_again_ends_with_every_picture_once(tmp_path):
+def test_a_download_killed_again_and_again_ends_with_every_picture_once(tmp_path, start):
     """By the real tool: three jobs are killed while pictures come in, each is started again at once."""
     need_tool()
     signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]

@@ -36,9 +36,11 @@ class check:
 
 
 class Section(BaseModel):
-    """Base of every part of a recipe: no unknown keys, no change after it is built, all checks hold."""
+    """Base of every part of a recipe: no unknown keys, no number that is infinite or NaN (no bound keeps
+    those out), no change after it is built, all checks hold.
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(check,))
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, ignored_types=(check,))
 
     @model_validator(mode="after")
     def _checks_hold(self) -> Self:

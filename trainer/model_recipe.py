@@ -14,17 +14,32 @@ LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
 
 
 class BackboneSection(Section):
-    """A Qwen3 of one's own size, for random weights; the names are those of transformers' `Qwen3Config`."""
+    """A Qwen3 of one's own size, for random weights; the names are those of transformers' `Qwen3Config`.
 
-    hidden_size: PositiveInt
+    Attributes:
+        hidden_size: a multiple of 4: two axes of positions, each sines and cosines.
+        num_attention_heads: a multiple of num_key_value_heads, each of which so many query heads share.
+        head_dim: even: rotary positions turn pairs.
+    """
+
+    hidden_size: Annotated[int, Field(gt=0, multiple_of=4)]
     intermediate_size: PositiveInt
     num_hidden_layers: PositiveInt
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt
-    head_dim: PositiveInt
+    head_dim: Annotated[int, Field(gt=0, multiple_of=2)]
     max_position_embeddings: PositiveInt = 40960
     rope_theta: PositiveFloat = 1_000_000.0
     tie_word_embeddings: bool = False
+
+    @check
+    def _heads_share_evenly(self) -> Iterator[Problem]:
+        if self.num_attention_heads % self.num_key_value_heads:
+            shared = self.num_key_value_heads
+            yield (
+                "num_attention_heads",
+                f"{self.num_attention_heads} is no multiple of num_key_value_heads ({shared})",
+            )
 
 
 class RandomSection(Section):

@@ -14,7 +14,7 @@ from foundation.sections import Problem, Section, check
 from models.flow_settings import FlowSettings
 from trainer.model_recipe import ModelSection
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Prompt = Annotated[str, Field(min_length=1)]
 
 
@@ -67,7 +67,7 @@ class OptimizerSection(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     final_lr: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-15
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: PositiveFloat = 1.0
@@ -116,7 +116,7 @@ class ZeroSection(Section):
     overlap_comm: bool | None = None
     contiguous_gradients: bool | None = None
     reduce_bucket_size: PositiveInt | None = None
-    allgather_bucket_size: PositiveInt | None = None
+    allgather_bucket_size: Annotated[int, Field(gt=0, multiple_of=2)] | None = None
     stage3_prefetch_bucket_size: Annotated[int, Field(ge=0)] | None = None
     stage3_param_persistence_threshold: Annotated[int, Field(ge=0)] | None = None
     stage3_max_live_parameters: PositiveInt | None = None

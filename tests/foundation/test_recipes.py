@@ -195,6 +195,15 @@ def test_each_check_holds_outside_of_files_too():
         Optimizer(lr=0.1, final_lr=0.5)
 
 
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite_wherever_they_stand(tmp_path, value):
+    text = f"name: a\nsteps: 1\noptimizer: {{lr: 1, final_lr: {value}}}\nratio: {{256: {value}}}\n"
+    assert [line.split(", found")[0] for line in problems_of(tmp_path, text)] == [
+        "3: optimizer.final_lr: input should be a finite number",
+        "4: ratio.256: input should be a finite number",
+    ]
+
+
 def test_the_command_line_s_mistakes_come_with_the_file_s(tmp_path):
     text = "name: a\nsteps: 1\nsteps: -2\noptimizer: {lr: 1, final_lr: 2}\n"
     assert problems_of(tmp_path, text, "steps", "name.x=3", "optimizer.lr=[", "then={lr: -1}") == [

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,10 @@ def test_wrong_key_wrong_type_and_impossible_value_come_in_one_message(tmp_path:
         ),
         ({"data__ratio": {128: 0}}, "whole weights"),
         ({"model__lora": {"rank": 4}}, "model.lora: needs init_from"),
+        ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas.1: input should be less than 1, found 1.0"),
+        ({"optimizer__lr": math.inf}, "optimizer.lr: input should be a finite number, found inf"),
+        ({"loss": {"vision": math.nan}}, "loss.vision: input should be a finite number, found nan"),
+        ({"zero": {"stage": 2, "allgather_bucket_size": 1001}}, "should be a multiple of 2, found 1001"),
         ({"model__lora": {"targets": []}}, "expected some of q_proj"),
         ({"model__lora": {"targets": ["q_proj", "q_proj"]}}, "each once"),
         ({"samples": {"every_steps": 1, "prompts": [], "size": [64, 64]}}, "at least 1 item"),
@@ -68,6 +73,17 @@ def test_fields_that_do_not_agree_are_refused(tmp_path: Path, changes: dict, wor
     with pytest.raises(RecipeError, match=r"cannot be used") as error:
         load_recipe(StageRecipe, write_recipe(tmp_path, **changes))
     assert words in str(error.value)
+
+
+def test_sizes_that_no_backbone_has_come_in_one_message(tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": 15, "hidden_size": 30}
+    changes: dict[str, object] = {f"model__random__backbone__{name}": size for name, size in sizes.items()}
+    with pytest.raises(RecipeError, match="4 problems") as error:
+        load_recipe(StageRecipe, write_recipe(tmp_path, **changes, seed=-1))
+    message = str(error.value)
+    assert "backbone.num_attention_heads: 3 is no multiple of num_key_value_heads (2)" in message
+    assert "backbone.head_dim: input should be a multiple of 2, found 15" in message
+    assert "backbone.hidden_size: input should be a multiple of 4, found 30" in message
 
 
 def test_own_export_is_no_start(tmp_path: Path) -> None:

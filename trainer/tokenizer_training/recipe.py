@@ -12,6 +12,7 @@ from data_pipeline.ingest.refusals import MAX_BAD_FRACTION
 from data_pipeline.tokenize.recipe import ClassSection
 from foundation.sections import Problem, Section, check
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 NORM_GROUPS = 32  # of every GroupNorm of the network, so all widths are multiples of it
 
 
@@ -75,7 +76,7 @@ class OptimizerSection(Section):
     lr: float = Field(default=1e-4, gt=0.0)
     final_lr: float = Field(default=0.0, ge=0.0)
     warmup: int = Field(default=0, ge=0)
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
     clip: float = Field(default=1.0, gt=0.0)
     ema: float | None = Field(default=None, gt=0.0, lt=1.0)
 

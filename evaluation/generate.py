@@ -76,7 +76,7 @@ class PictureGenerator:
         """
         ids = [self._prompt_ids(prompt) for prompt in prompts]
         grid = self._grid(height, width)
-        check_request(self.model, self.tokens, ids, grid, pictures, _flow(sampling))
+        check_request(self.model.config, self.tokens, ids, grid, pictures, _flow(sampling))
 
     def bits(
         self,

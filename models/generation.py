@@ -28,7 +28,7 @@ from models.packed_linear import packed_linears
 from models.tokenizer import binarize
 
 if TYPE_CHECKING:
-    from models.text_to_image import TextToImageModel
+    from models.text_to_image import TextToImageConfig, TextToImageModel
 
 
 USES_THAT_PAY = 10
@@ -39,7 +39,7 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 def check_request(
-    model: "TextToImageModel",
+    config: "TextToImageConfig",
     tokens: SequenceTokens,
     prompts: Sequence[Sequence[int] | Tensor],
     grid: tuple[int, int],
@@ -55,22 +55,22 @@ def check_request(
     """
     problems, plain, picture = [], [], 0
     try:
-        check_grid(*grid, model.config.p)
+        check_grid(*grid, config.p)
         picture = math.prod(grid) + 2
     except ValueError as error:
         problems.append(str(error))
     for prompt in prompts:
         try:
-            plain.append(_prompt_that_fits(prompt, model.config.llm, picture))
+            plain.append(_prompt_that_fits(prompt, config.llm, picture))
         except ValueError as error:
             problems.append(str(error))
-    queries = model.config.head.parallel_num - 1
+    queries = config.head.parallel_num - 1
     if not isinstance(tokens, SequenceTokens):
         problems.append(f"tokens is {reprlib.repr(tokens)}: expected what `sequence_tokens` returns")
     elif len(tokens.query) != queries:
         problems.append(
             f"tokens has {len(tokens.query)} query tokens: expected the {queries} of this model's p = "
-            f"{model.config.p}"
+            f"{config.p}"
         )
     if not is_count(num_images):
         problems.append(f"num_images is {reprlib.repr(num_images)}: expected a whole number of at least 1")

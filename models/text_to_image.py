@@ -213,7 +213,7 @@ class TextToImageModel(nn.Module):
         if not isinstance(flow, FlowSettings):
             raise ValueError(f"flow is {reprlib.repr(flow)}: expected FlowSettings(guidance, steps, sampler)")
         halves = [prompt_ids, uncond_ids] if flow.guidance != 1.0 else [prompt_ids]
-        prompts = check_request(self, tokens, halves, (h, w), num_images, flow, generator)
+        prompts = check_request(self.config, tokens, halves, (h, w), num_images, flow, generator)
         return generate_bits(self, prompts, (h, w), tokens, num_images, flow, generator, progress)
 
 

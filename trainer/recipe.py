@@ -15,7 +15,7 @@ from models.flow_settings import FlowSettings
 from trainer.model_recipe import ModelSection
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Prompt = Annotated[str, Field(min_length=1)]
+Prompt = Annotated[str, Field(pattern=r"\S")]
 
 
 class WorldSection(Section):

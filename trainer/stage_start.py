@@ -19,8 +19,10 @@ from data_pipeline.latents import LatentDataset
 from data_pipeline.tokenize.captions import text_tokenizer_hash
 from foundation.errors import DataError, Problems, RecipeError
 from models.backbone import read_backbone_config, why_not_fused
+from models.flow_settings import FlowSettings
+from models.generation import check_request
 from models.head import DiffusionHead, HeadConfig
-from models.layout import add_sequence_tokens
+from models.layout import add_sequence_tokens, encode_prompt
 from models.projector import Projector
 from models.tensor_files.safetensors_files import Place, read_index, read_specs, read_tensors
 from models.text_to_image import TextToImageConfig, TextToImageModel
@@ -43,7 +45,7 @@ from models.weights.layout import (
 )
 from trainer.lineage import read_export_manifest
 from trainer.model_recipe import HeadSection
-from trainer.recipe import StageRecipe
+from trainer.recipe import SamplesSection, StageRecipe
 from trainer.run_folder import EXPORT_MANIFEST
 
 
@@ -80,7 +82,7 @@ def check_dataset(recipe: StageRecipe, source: ModelSource, dataset: LatentDatas
 
     Raises:
         DataError: all that does not fit.
-        RecipeError: pictures are to be sampled on the way in a size that the model cannot have.
+        RecipeError: what is to be sampled on the way is no request that the model can answer.
     """
     problems, where, manifest = Problems(), recipe.data.latents, dataset.manifest
     made_by = manifest.tokenizer.fingerprint
@@ -107,9 +109,8 @@ def check_dataset(recipe: StageRecipe, source: ModelSource, dataset: LatentDatas
         )
     _check_vocabulary(recipe, source, dataset, problems)
     problems.raise_if_any(DataError, f"The latents in {where} do not belong to this model")
-    side = source.config.tokenizer_downsample * source.config.p
-    if recipe.samples is not None and any(length % side for length in recipe.samples.size):
-        raise RecipeError(f"samples.size is {list(recipe.samples.size)}: expected multiples of {side} pixels")
+    if recipe.samples is not None:
+        _check_samples(recipe.samples, source)
 
 
 def refuse_kernels(recipe: StageRecipe, device_type: str) -> str | None:
@@ -127,6 +128,21 @@ def refuse_kernels(recipe: StageRecipe, device_type: str) -> str | None:
             "liger-kernel (pip install '.[gpu]'); with auto, torch computes where they are missing"
         )
     return reason
+
+
+def _check_samples(samples: SamplesSection, source: ModelSource) -> None:
+    """By the sampler's own rules, which else would be met only after a checkpoint, beside the training."""
+    found, downsample = f"samples.size is {list(samples.size)}", source.config.tokenizer_downsample
+    side = downsample * source.config.p
+    height, width = samples.size
+    if height % side or width % side:
+        raise RecipeError(f"{found}: expected multiples of {side} pixels")
+    prompts = [encode_prompt(source.text_tokenizer, prompt) for prompt in samples.prompts]
+    grid, flow = (height // downsample, width // downsample), FlowSettings(samples.guidance, samples.steps)
+    try:
+        check_request(source.config, source.tokens, prompts, grid, 1, flow)
+    except ValueError as error:
+        raise RecipeError(f"{found}, and its pictures cannot be sampled: {error}") from error
 
 
 def _check_vocabulary(

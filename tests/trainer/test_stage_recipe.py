@@ -67,6 +67,7 @@ def test_wrong_key_wrong_type_and_impossible_value_come_in_one_message(tmp_path:
         ({"model__lora": {"targets": []}}, "expected some of q_proj"),
         ({"model__lora": {"targets": ["q_proj", "q_proj"]}}, "each once"),
         ({"samples": {"every_steps": 1, "prompts": [], "size": [64, 64]}}, "at least 1 item"),
+        ({"samples": {"every_steps": 1, "prompts": [" "], "size": [64, 64]}}, "samples.prompts.0: "),
     ],
 )
 def test_fields_that_do_not_agree_are_refused(tmp_path: Path, changes: dict, words: str) -> None:

@@ -165,10 +165,21 @@ def test_an_export_whose_record_does_not_fit_is_refused(
         check(inputs, **start_from(tmp_path / "export"))
 
 
-def test_pictures_of_a_size_that_the_model_cannot_have_are_refused(inputs: Path) -> None:
-    samples = {"every_steps": 1, "prompts": ["a rocket"], "size": [128, 100]}
-    with pytest.raises(RecipeError, match="expected multiples of 64 pixels"):
-        check(inputs, samples=samples)
+@pytest.mark.parametrize(
+    ("size", "context", "words"),
+    [
+        ([128, 100], 40960, "expected multiples of 64 pixels"),
+        ([8192, 8192], 40960, "a grid of 512x512 tokens is too large: a side has at most 256 tokens"),
+        ([512, 512], 1024, "a picture of 1026 exceed the context of 1024 tokens"),
+    ],
+)
+def test_pictures_of_a_size_that_the_model_cannot_have_are_refused(
+    inputs: Path, size: list[int], context: int, words: str
+) -> None:
+    samples = {"every_steps": 1, "prompts": ["a rocket"], "size": size}
+    with pytest.raises(RecipeError, match=words) as error:
+        check(inputs, samples=samples, model__random__backbone__max_position_embeddings=context)
+    assert f"samples.size is {size}" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,6 +30,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
 from models.exchange import exchanged
 from trainer.mapped_memory import MappedMemory
+from trainer.peers import refuse_shared_gpus
 from trainer.recipe import OffloadSection, OptimizerSection, ZeroSection
 from trainer.watchdog import LEAVE_SECONDS, UNHURRIED_SECONDS
 from trainer.zero_state import ZeroState
@@ -37,7 +39,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def start_distributed() -> None:
-    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe."""
+    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
+
+    Raises:
+        RecipeError: on all ranks, where some would share a GPU.
+    """
     device = training_device()
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it looks for one, and warns where it finds none
     deepspeed = _import_deepspeed()
@@ -54,10 +60,12 @@ def start_distributed() -> None:
         verbose=False,
         timeout=timedelta(seconds=UNHURRIED_SECONDS + LEAVE_SECONDS),
     )
+    if device.type == "cuda":
+        refuse_shared_gpus(socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
 
 
 def training_device() -> torch.device:
-    """This rank's GPU, or the CPU where there is none."""
+    """This rank's GPU, or the CPU where there is none. srun may show each rank its own GPU alone."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")

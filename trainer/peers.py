@@ -8,6 +8,7 @@ start's store first, and every rank looks there.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from foundation.errors import ExitCode, UserError
+from foundation.errors import ExitCode, RecipeError, UserError
 from trainer.lost_ranks import RankLost, lost_another
 
 T = TypeVar("T")
@@ -50,6 +51,34 @@ def stop_distributed(waits: Callable[[], bool] = lambda: True) -> None:
 
 def _say_left(rank: int) -> None:
     _get_default_store().set(f"left/{rank}", "")
+
+
+def refuse_shared_gpus(host: str, gpu: str) -> None:
+    """Collective, but over the start's store alone: where two ranks have one GPU, NCCL fails at its first
+    collective.
+
+    Args:
+        host, gpu: this rank's; a GPU's name is its own on its host.
+
+    Raises:
+        RecipeError: on all ranks, where some share a GPU.
+    """
+    store, ranks = _get_default_store(), dist.get_world_size()
+    store.set(f"gpu/{dist.get_rank()}", json.dumps([host, gpu]))
+    places = [json.loads(place) for place in store.multi_get([f"gpu/{rank}" for rank in range(ranks)])]
+    gpus: dict[str, list[str]] = {}
+    for where, name in places:
+        gpus.setdefault(where, []).append(name)
+    crowded = [
+        f"{where} has {len(set(names))} for {len(names)} ranks"
+        for where, names in gpus.items()
+        if len(set(names)) < len(names)
+    ]
+    if crowded:
+        raise RecipeError(
+            f"Each rank needs a GPU of its own: {', '.join(crowded)}. Set world.processes (under torchrun "
+            "--nproc-per-node, under srun the tasks of a node) to the number of GPUs"
+        )
 
 
 def decided_by_first(decide: Callable[[], T]) -> T:

@@ -75,12 +75,12 @@ def join_run(find: Callable[[], StageRecipe | None], despite_no_progress: bool) 
     from trainer.engine import start_distributed
     from trainer.peers import decided_by_first, stop_distributed
 
-    start_distributed()
     try:
+        start_distributed()
         recipe = decided_by_first(find)
         return ExitCode.DONE if recipe is None else run_rank(recipe, stop, despite_no_progress)
     except (UserError, OSError) as error:
-        if dist.get_rank() == 0 or isinstance(error, RankLost):
+        if not dist.is_initialized() or dist.get_rank() == 0 or isinstance(error, RankLost):
             raise
         return error.exit_code if isinstance(error, UserError) else ExitCode.RECIPE
     finally:

@@ -1,11 +1,14 @@
 """How long rank 0 waits for the others before it leaves, and what they make of its death."""
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch.distributed as dist
 
-from foundation.errors import ExitCode
+from foundation.errors import ExitCode, RecipeError
 from trainer import peers
 from trainer.lost_ranks import RankLost, lost_another
 from trainer.peers import decided_by_first
@@ -41,6 +44,38 @@ def test_rank_zero_leaves_last_but_does_not_wait_for_the_dead(
     started = time.monotonic()
     peers.stop_distributed(waits)
     assert least <= time.monotonic() - started < 30 and destroyed
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        (["a/0", "a/1", "b/0", "b/1"], None),
+        (["a/0"], None),
+        (["a/0", "a/1", "a/0", "a/1"], "a has 2 for 4 ranks."),
+        (["a/0", "a/1", "b/0", "b/0", "c/0", "c/0", "c/0"], "b has 1 for 2 ranks, c has 1 for 3 ranks."),
+    ],
+)
+def test_ranks_that_would_share_a_gpu_are_refused_alike_on_all_of_them(
+    monkeypatch: pytest.MonkeyPatch, places: list[str], told: str | None
+) -> None:
+    store = dist.HashStore()
+    monkeypatch.setattr(peers, "_get_default_store", lambda: store)
+    monkeypatch.setattr(peers.dist, "get_world_size", lambda: len(places))
+    with ThreadPoolExecutor(len(places)) as pool:
+        ranks = threading.local()
+        monkeypatch.setattr(peers.dist, "get_rank", lambda: ranks.own)
+
+        def join(rank: int) -> str:
+            ranks.own = rank
+            try:
+                peers.refuse_shared_gpus(*places[rank].split("/"))
+            except RecipeError as error:
+                return str(error)
+            return ""
+
+        messages = set(pool.map(join, range(len(places))))
+    (message,) = messages
+    assert told in message and "world.processes" in message if told else message == ""
 
 
 GLOO = "[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:20869"

@@ -19,7 +19,14 @@ from data_pipeline.ingest.loose_files import (
 )
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused, checked, printable
-from data_pipeline.ingest.storage import exists, matching_files, matching_folders, open_stream, reaching
+from data_pipeline.ingest.storage import (
+    exists,
+    file_version,
+    matching_files,
+    matching_folders,
+    open_stream,
+    reaching,
+)
 from data_pipeline.ingest.tables import open_table, read_table
 from data_pipeline.ingest.tars import DAMAGE, read_tar, tars_inside
 from foundation.errors import DataError, Problems
@@ -55,6 +62,11 @@ class Shard:
         if self.name:
             return f"{self.path}[{self.name}]"
         return f"{self.path}[{self.first}:{self.first + self.count}]" if self.count else self.path
+
+
+def shard_version(shard: Shard) -> str | None:
+    """What tells a shard from one that has taken its place (`file_version`); None for a part of one."""
+    return None if shard.name or shard.count else file_version(shard.path)
 
 
 def list_shards(section: InputSection) -> list[Shard]:

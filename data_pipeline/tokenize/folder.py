@@ -183,6 +183,12 @@ class DatasetFolder:
         """The marker of a task, where its files have the sizes that it says."""
         return self._whole([number]).get(number)
 
+    def finished_at(self, number: int) -> float:
+        """When a task that is present was committed (seconds since 1970); 0 on S3, which is not asked."""
+        if not isinstance(self.store, FolderStore):
+            return 0.0
+        return os.stat(self.store.path / self.task(number) / DONE_NAME).st_mtime
+
     def present(self) -> set[int]:
         """Tasks that claim to be finished, whether their files fit or not."""
         if isinstance(self.store, FolderStore):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ from data_pipeline.finalize import finalize_dataset
 from data_pipeline.ingest.kept import index_folder, kept_captions, rows_version
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, of_each, read_shard
-from data_pipeline.ingest.storage import is_remote
+from data_pipeline.ingest.storage import file_version, is_remote
 from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
 from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
 from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.captions import load_text_tokenizer_or_refuse, text_tokenizer_hash, train_and_save
 from data_pipeline.tokenize.encoder import describe_tokenizer
 from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.marker import Marker
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.progress import say, track
@@ -238,7 +240,7 @@ def _missing(
         failure = failures.get(number)
         if number in given_up and number not in markers:
             continue
-        if number in claims and claims[number]["shard_bytes"] != size:
+        if number in claims and _changed(folder, number, plan.shards[number], claims[number]):
             changed[number] = f"{plan.shards[number].label} has changed since"
         elif number in markers:
             continue
@@ -249,6 +251,24 @@ def _missing(
             if number in present:
                 say(f"task {number:05d} does not verify and is done again")
     return missing, failed, changed
+
+
+def _changed(folder: DatasetFolder, number: int, shard: Shard, marker: Marker) -> bool:
+    """Whether a task was done with another content of its shard, as far as a few reads can tell."""
+    if marker["shard_bytes"] != shard.size:
+        return True
+    then = marker.get("shard_version")
+    if then is None:
+        return False
+    try:
+        if not is_remote(shard.path):
+            state = os.stat(shard.path)
+            # Nothing has happened to the file since: most of a large input is not opened.
+            if max(state.st_mtime, state.st_ctime) < folder.finished_at(number):
+                return False
+        return file_version(shard.path) != then
+    except (DataError, OSError):
+        return False  # gone, or not to be read: what is done of it stays
 
 
 def _do(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> dict[int, str]:

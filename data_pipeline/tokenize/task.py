@@ -24,7 +24,7 @@ from data_pipeline.ingest.kept import KeptRows, identity, scores_of
 from data_pipeline.ingest.made_once import touch
 from data_pipeline.ingest.refusals import check_refused
 from data_pipeline.ingest.samples import RawSample, Refused
-from data_pipeline.ingest.shards import Shard, read_shard, shard_identities
+from data_pipeline.ingest.shards import Shard, read_shard, shard_identities, shard_version
 from data_pipeline.records import LatentRecord, pack_bits
 from data_pipeline.tokenize.captions import CaptionCounter
 from data_pipeline.tokenize.decoding import HASH_DEFINITION, Decoded, decode_chosen, ordered_map
@@ -33,6 +33,7 @@ from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.marker import DONE_NAME, file_entries, marker_text
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from data_pipeline.tokenize.writer import Source, TaskWriter
+from foundation.errors import DataError
 from foundation.provenance import package_version
 
 DECODE_WINDOW_PER_WORKER = 8
@@ -116,6 +117,7 @@ class _Task:
         self.batches: dict[tuple[int, int], list[_Waiting]] = {}
 
     def run(self) -> dict[str, Any]:
+        version = shard_version(self.shard)
         chosen = self._chosen_samples()
         window = DECODE_WINDOW_PER_WORKER * max(1, self.recipe.compute.decoders)
         decode = partial(decode_chosen, recipe=self.recipe)
@@ -131,7 +133,10 @@ class _Task:
             self._encode(*bucket)
         self.writer.finish()
         self._check_bad_fraction()
-        return self._marker()
+        marker = self._marker(version)
+        if shard_version(self.shard) != version:
+            raise DataError(f"{self.shard.label} changed while it was read; leave it as it is")
+        return marker
 
     def _chosen_samples(self) -> Iterator[tuple[RawSample, str, dict[str, float]]]:
         """Samples that were kept and have a caption, with it and with their scores."""
@@ -202,11 +207,12 @@ class _Task:
         considered = self.counts["read"] - self.counts["not_kept"]
         check_refused(self.shard.label, self.refused, considered, self.recipe.max_bad_fraction)
 
-    def _marker(self) -> dict[str, Any]:
+    def _marker(self, version: str | None) -> dict[str, Any]:
         names = ("read", "not_kept", "refused", "too_small", "used", "records")
         return {
             "shard": self.shard.label,
             "shard_bytes": self.shard.size,
+            "shard_version": version,
             "counts": {name: self.counts[name] for name in names},
             "classes": {str(resolution): rows for resolution, rows in sorted(self.writer.rows.items())},
             "fingerprint": self.runner.plan.tokenizer.fingerprint,

@@ -91,16 +91,14 @@ def test_a_damaged_task_of_a_shard_that_was_replaced_is_not_made_of_another(made
     assert tree(damaged) == before
 
 
-def test_a_damaged_task_stays_until_a_new_one_is_whole_and_is_not_forgotten_by_retry(made, damaged, shard):
-    """The shard has its size, but cannot be read any more: the records are all that is left of it."""
-    task, whole, samples = tree(damaged / "tasks"), tree(damaged), shard.read_bytes()
-    shard.write_bytes(b"x" * len(samples))
+def test_a_damaged_task_stays_until_a_new_one_is_whole_and_is_not_forgotten_by_retry(made, damaged):
+    """The task fails by now: the records are all that is left of its shard."""
+    task, whole = tree(damaged / "tasks"), tree(damaged)
     for _ in range(2):
         with pytest.raises(DataError, match="1 of 3 tasks failed"):
-            run_tokenize(tokenize_recipe(made))
+            run_tokenize(tokenize_recipe(made, max_bad_fraction=0.1))
         assert tree(damaged / "tasks") == task
         assert clear_failures(damaged) == 1 and list(read_status(damaged).damaged) == [1]
-    shard.write_bytes(samples)
     run_tokenize(tokenize_recipe(made))
     verify_dataset(damaged)
     assert {name for name in whole if tree(damaged).get(name) != whole[name]} == {

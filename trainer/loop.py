@@ -11,6 +11,7 @@ from foundation.progress import say
 from trainer.agreement import StepReport, gather_report
 from trainer.export import write_export
 from trainer.losses import StepLosses
+from trainer.meter import memory_bytes
 from trainer.schedule import learning_rate
 from trainer.stage import Stage
 
@@ -76,6 +77,7 @@ def _gradient(stage: Stage, number: int) -> tuple[StepBatch, dict[str, float], S
         losses.sums,
         engine.squared_gradient_norm(),
         data_wait,
+        memory_bytes(),
         stage.stop.asked,
         stage.clock_says_save(),
         stage.checkpoints.saving,

@@ -49,9 +49,10 @@ class StepMeter:
         """The metrics of the step that has just ended.
 
         Units: losses as in `losses.StepLosses.means`; `seconds`, `data_wait` and `eta_seconds` in seconds;
-        `memory_gb` of 1e9 bytes (GPU: peak allocated; CPU: peak resident) on rank 0; `mfu`, `imbalance`
-        (heaviest pack over the mean, by cost), `utilization` (of the packs' tokens) and `effective_share`
-        (time in steps that count, since the first start that trained) are ratios.
+        `memory_gb` of 1e9 bytes, of the rank that needs most, from its start to this step's backward pass
+        (GPU: peak allocated; CPU: peak resident); `mfu`, `imbalance` (heaviest pack over the mean, by cost),
+        `utilization` (of the packs' tokens) and `effective_share` (time in steps that count, since the first
+        start that trained) are ratios.
         """
         self._seconds.append(seconds)
         step, typical = progress.step - 1, sum(self._seconds) / len(self._seconds)
@@ -77,7 +78,7 @@ class StepMeter:
             "images_per_second": round(counts.samples / seconds, 3),
             "tokens_per_second": round(counts.tokens / seconds, 1),
             "tflops_per_device": round(flops / seconds / self._ranks / 1e12, 4),
-            "memory_gb": round(memory_bytes() / 1e9, 3),
+            "memory_gb": round(report.memory / 1e9, 3),
             "eta_seconds": round(typical * (self._recipe.steps - progress.step), 1),
             "effective_share": round(progress.seconds / max(progress.seconds, time.time() - self._began), 4),
         }

@@ -76,7 +76,7 @@ class NumberStage(Stage):
     def gradient(self, number: int) -> tuple[Any, dict[str, float], StepReport]:
         if number == self.stop_after:
             self.stop.signal = "SIGTERM"
-        report = StepReport(torch.zeros(0), 1.0, 0.0, self.stop.asked, save=False, saving=False)
+        report = StepReport(torch.zeros(0), 1.0, 0.0, 0.0, self.stop.asked, save=False, saving=False)
         return SimpleNamespace(step=number), {"loss": self.loss(number, self.weights)}, report
 
 

@@ -42,7 +42,7 @@ PANELS = (
     Panel("Step", "seconds", ("seconds", "data_wait")),
     Panel("Imbalance across ranks", "heaviest pack over mean", ("imbalance",)),
     Panel("Token utilization", "share of the packs", ("utilization",)),
-    Panel("Memory", "GB, peak", ("memory_gb",)),
+    Panel("Memory", "GB, peak of the rank that needs most", ("memory_gb",)),
     Panel("Effective time", "share since the first start that trained", ("effective_share",)),
 )
 

@@ -1,4 +1,5 @@
-"""From unreduced losses to one number whose gradient does not depend on how a batch was cut.
+"""From unreduced losses to one number whose gradient does not depend on how a batch was cut, but for rounding
+(`ZeroSection.stage` says where that is large).
 
 Losses are sums divided by counts of the *global* batch, which every rank knows beforehand. The engine
 averages gradients over ranks, so each rank's share is multiplied by their number.

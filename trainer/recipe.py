@@ -106,7 +106,9 @@ class ZeroSection(Section):
     """ZeRO, with DeepSpeed's own names; what is null is left to DeepSpeed.
 
     Attributes:
-        stage: 0 keeps everything on every rank; 1 shards the optimizer, 2 also gradients, 3 also weights.
+        stage: 0 keeps everything on every rank; 1 shards the optimizer, 2 also gradients, 3 also weights. In
+            bfloat16 stage 1 adds micro-batches up in bfloat16, so that its gradient loses bits with their
+            number (stages 2 and 3 add in float32).
         zero_hpz_partition_size: ranks that share a second, whole copy of the weights in stage 3 (1: none),
             for example a node's 8: the weights cross the network once a step, and come from within the node
             afterwards.

@@ -1,6 +1,7 @@
 """What `bitdance plan` says of memory, against what a real run on this machine holds.
 
-    python benchmarks/plan_memory.py [STAGE-PRECISION ...]        (all of ZeRO 0 to 3, in both precisions)
+    python benchmarks/plan_memory.py [STAGE-PRECISION[-cpu] ...]     (all of ZeRO 0 to 3, in both precisions;
+                                                                     cpu: the optimizer in host memory)
 
 States: two ranks train a small model; after each backward pass of a step of two micro-steps every storage
 that the engine has brought to life is counted. Buckets are made tiny, so that what is counted is states.
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 
@@ -30,11 +31,12 @@ from models.text_to_image import TextToImageConfig, TextToImageModel
 from trainer.engine import Engine, start_distributed
 from trainer.peers import stop_distributed
 from trainer.plan.activations import FusedAttentionModel, PackShape, activation_bytes, blank_batch, peak_bytes
-from trainer.plan.states import count_parameters, state_bytes
+from trainer.plan.states import Precision, count_parameters, state_bytes
 from trainer.recipe import OptimizerSection, ZeroSection
 
 ROOT = Path(__file__).parents[1]
-CASES = ("0-float32", "1-float32", "2-float32", "3-float32", "1-bfloat16", "2-bfloat16", "3-bfloat16")
+KEPT = ("0-float32", "1-float32", "2-float32", "3-float32", "1-bfloat16", "2-bfloat16", "3-bfloat16")
+CASES = (*KEPT, *(f"{case}-cpu" for case in KEPT[1:]))
 RANKS = 2
 TINY = 1_000  # elements of a bucket
 MIB = 2**20
@@ -45,13 +47,18 @@ def small_model() -> TextToImageConfig:
     return small_text_to_image(vocabulary=3001, width=128, layers=4, heads=4, head_blocks=4)
 
 
-def zero_section(stage: int) -> ZeroSection:
-    """ZeRO with buckets that hold next to nothing."""
+def settings_of(case: str) -> tuple[ZeroSection, Precision]:
+    """ZeRO with buckets that hold next to nothing, and the precision."""
+    number, precision, *offloaded = case.split("-")
+    stage = int(number)
     buckets = {"reduce_bucket_size": TINY, "allgather_bucket_size": TINY}
     if stage == 3:
         buckets |= {"stage3_prefetch_bucket_size": 0, "stage3_max_live_parameters": TINY}
         buckets |= {"stage3_param_persistence_threshold": TINY, "stage3_max_reuse_distance": TINY}
-    return ZeroSection.model_validate({"stage": stage, "overlap_comm": False, **buckets})
+    values = {"stage": stage, "overlap_comm": False, **buckets}
+    if offloaded:
+        values["offload_optimizer"] = {"device": offloaded[0]}
+    return ZeroSection.model_validate(values), cast(Precision, precision)
 
 
 def storages() -> dict[int, int]:
@@ -64,13 +71,11 @@ def storages() -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 
-def measure_states(stage: int, precision: Literal["float32", "bfloat16"]) -> int:
+def measure_states(zero: ZeroSection, precision: Precision) -> int:
     """Most bytes that this rank's engine has brought to life, after a backward pass."""
     before = storages().keys()
     config = small_model()
-    engine = Engine(
-        TextToImageModel(config).train(), OptimizerSection(lr=1e-3), zero_section(stage), precision
-    )
+    engine = Engine(TextToImageModel(config).train(), OptimizerSection(lr=1e-3), zero, precision)
     held = 0
     for last in (False, True):
         losses = engine(blank_batch(config, PackShape(200, 64, 20)))
@@ -91,14 +96,13 @@ def compare_activations(checkpointing: bool) -> tuple[int, int]:
 
 
 def compare_states(cases: list[str]) -> dict[str, tuple[int, int]]:
-    """Case -> (planned, held) bytes of the states, on the rank that holds most of two."""
+    """Case -> (planned, held) bytes of the states, in host memory too, on the rank that holds most of two."""
     parameters = count_parameters(small_model())
     compared = {}
     for case, held in _run_ranks(cases).items():
-        stage, precision = case.split("-")
-        kind = cast(Literal["float32", "bfloat16"], precision)
-        planned = state_bytes(parameters, zero_section(int(stage)), kind, RANKS, average=False).device
-        compared[case] = (planned, held)
+        zero, precision = settings_of(case)
+        planned = state_bytes(parameters, zero, precision, RANKS, average=False)
+        compared[case] = (planned.device + planned.host, held)
     return compared
 
 
@@ -129,8 +133,7 @@ def _be_rank(folder: Path, cases: list[str]) -> None:
     start_distributed()
     held = {}
     for case in cases:
-        stage, precision = case.split("-")
-        held[case] = measure_states(int(stage), cast(Literal["float32", "bfloat16"], precision))
+        held[case] = measure_states(*settings_of(case))
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(held))
     stop_distributed()
 

@@ -19,8 +19,8 @@ from trainer.plan.cli import app
 from trainer.plan.gpus import GPUS, find_gpu
 from trainer.plan.model_size import QWEN_TEMPLATE, model_size
 from trainer.plan.states import Parameters, state_bytes
-from trainer.plan.work import Saving, network_bytes, run_time
-from trainer.recipe import StageRecipe, ZeroSection
+from trainer.plan.work import HOST_ELEMENTS, HOST_LINK, Saving, network_bytes, run_time
+from trainer.recipe import OffloadSection, StageRecipe, ZeroSection
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "configs/t2i/qwen3-0.6b/pt.yaml"
@@ -188,6 +188,26 @@ def test_a_second_copy_costs_memory_and_keeps_weights_off_the_network():
     assert fast == pytest.approx(across + within) and fast < slow
     assert planned(8, 8)[1] == planned(1, 8)[1]
     assert planned(8, 1) == planned(1, 1)
+
+
+def test_an_optimizer_in_host_memory_takes_its_time_on_its_threads():
+    recipe, batch, _ = figures(128)
+    zero = ZeroSection(stage=2, offload_optimizer=OffloadSection(device="cpu"))
+    parameters = Parameters((16 * 10**9,), 10**8, {})
+
+    def seconds(ranks: int, threads: int) -> float:
+        world = recipe.world.model_copy(update={"threads": threads})
+        changed = recipe.model_copy(update={"zero": zero, "world": world})
+        work = run_time(batch, GPUS["h100-80g"], ranks, 0.4, changed, parameters)
+        assert work.step_seconds == max(work.compute_seconds, work.network_seconds) + work.host_seconds
+        return work.host_seconds
+
+    way = 16e9 / 16 * (4 + 2) / HOST_LINK
+    assert seconds(16, 1) == pytest.approx(1e9 * 2.5e-9 + way)  # a sixteenth of the elements
+    assert seconds(16, 1000) == pytest.approx(
+        1e9 * 8 / HOST_ELEMENTS + way
+    )  # eight ranks share a node's memory
+    assert run_time(batch, GPUS["h100-80g"], 16, 0.4, recipe, parameters).host_seconds == 0
 
 
 def test_ranks_that_cannot_share_copies_are_refused(here):

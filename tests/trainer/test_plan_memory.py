@@ -22,7 +22,7 @@ _SPEC.loader.exec_module(plan_memory)
 
 def test_states_are_within_ten_percent_of_a_real_run_on_two_ranks():
     for case, (planned, held) in plan_memory.compare_states(
-        ["1-bfloat16", "2-bfloat16", "3-bfloat16"]
+        ["1-bfloat16", "2-bfloat16", "3-bfloat16", "1-bfloat16-cpu", "2-bfloat16-cpu", "3-bfloat16-cpu"]
     ).items():
         assert planned == pytest.approx(held, rel=0.1), case
 
@@ -59,7 +59,9 @@ def test_states_shrink_with_ranks_and_offload_moves_them(sizes, ranks, stage):
     assert ranks * shared.master >= 4 * parameters.total
     away = zero.model_copy(update={"offload_optimizer": OffloadSection(device="cpu")})
     moved = state_bytes(parameters, away, "bfloat16", ranks, average=True)
-    assert moved.device + moved.host == shared.device and moved.master == 0
+    # What is computed with stays; beside what moves there are gradients of the rank's share, and buffers.
+    assert moved.weights == shared.weights and moved.master == moved.moments == moved.average == 0
+    assert shared.device <= moved.device + moved.host and moved.device <= shared.device + 2 * max(sizes)
 
 
 def test_gathered_weights_are_limited_as_the_recipe_says():

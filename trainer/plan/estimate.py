@@ -19,6 +19,8 @@ from trainer.plan.states import (
     StateBytes,
     communication_bytes,
     count_parameters,
+    save_copy_bytes,
+    saved_bytes,
     state_bytes,
     step_bytes,
 )
@@ -54,6 +56,7 @@ class Memory:
         communication: weights gathered, gradients on their way.
         activations: at the peak of forward and backward.
         step: what the optimizer's step needs instead of activations.
+        save: in host memory, the copy of this rank's state that a save writes.
         reserved: what no tensor gets: context, libraries, fragmentation.
     """
 
@@ -61,6 +64,12 @@ class Memory:
     communication: int
     activations: ActivationBytes
     step: int
+    save: int
+
+    @property
+    def host(self) -> int:
+        """Bytes of host memory for each rank, beside what Python and the latents take."""
+        return self.states.host + self.save
 
     @property
     def tensors(self) -> int:
@@ -137,7 +146,7 @@ def make_plan(recipe: StageRecipe, recipe_path: Path, ranks: int, gpu_name: str,
         config, batch.packs, DTYPES[recipe.precision], recipe.activation_checkpointing, lora
     )
     mtbf = rates.mtbf_hours or GPU_HOURS_BETWEEN_FAILURES / ranks
-    per_parameter = 12 + (4 if recipe.optimizer.ema else 0)
+    saved = saved_bytes(parameters, recipe.optimizer.ema is not None)
     return Plan(
         recipe=recipe,
         gpu_name=gpu_name,
@@ -149,7 +158,7 @@ def make_plan(recipe: StageRecipe, recipe_path: Path, ranks: int, gpu_name: str,
         batch=batch,
         memory=memory_of(recipe, parameters, activations, ranks),
         work=run_time(batch, gpu, ranks, rates.mfu, recipe, parameters),
-        saving=Saving(per_parameter * parameters.total, mtbf * 3600, rates.stall_seconds),
+        saving=Saving(saved, mtbf * 3600, rates.stall_seconds),
         assumptions=tuple(assumptions),
     )
 
@@ -158,12 +167,13 @@ def memory_of(
     recipe: StageRecipe, parameters: Parameters, activations: ActivationBytes, ranks: int
 ) -> Memory:
     """Memory of one GPU, given what a pack's activations take."""
-    zero, precision = recipe.zero, recipe.precision
+    zero, precision, average = recipe.zero, recipe.precision, recipe.optimizer.ema is not None
     return Memory(
-        states=state_bytes(parameters, zero, precision, ranks, recipe.optimizer.ema is not None),
+        states=state_bytes(parameters, zero, precision, ranks, average),
         communication=communication_bytes(parameters, zero, precision, ranks),
         activations=activations,
         step=step_bytes(parameters, zero, ranks),
+        save=save_copy_bytes(parameters, zero, ranks, average),
     )
 
 
@@ -190,11 +200,13 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "reserved": plan.memory.reserved,
             "total": plan.memory.total,
             "available": int(plan.gpu.memory),
+            "host": plan.memory.host,
         },
         "batch": {name: value for name, value in vars(plan.batch).items() if name != "packs"},
         "step_seconds": plan.work.step_seconds,
         "compute_seconds": plan.work.compute_seconds,
         "network_seconds": plan.work.network_seconds,
+        "host_seconds": plan.work.host_seconds,
         "run_seconds": plan.seconds,
         "dollars": plan.dollars,
         "checkpoint_bytes": plan.saving.bytes,

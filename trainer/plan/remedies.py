@@ -62,9 +62,8 @@ def _together(plan: Plan, attempt: Attempt) -> list[str]:
 
 
 def _line(words: str, memory: Memory) -> str:
-    host = memory.states.host / GIB
-    beside = f", and {host:.1f} of host memory for each rank" if host else ""
-    return f"{words}: {memory.total / GIB:.1f} GiB{beside}"
+    host = f", and {memory.host / GIB:.1f} of host memory for each rank" if memory.states.host else ""
+    return f"{words}: {memory.total / GIB:.1f} GiB{host}"
 
 
 def _memory(plan: Plan, attempt: Attempt) -> Memory:

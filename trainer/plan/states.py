@@ -18,7 +18,7 @@ under adapters) has weights and nothing else.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.text_to_image import TextToImageConfig
@@ -127,7 +127,9 @@ def state_bytes(
     else:
         weights = width * parameters.all
     state = StateBytes(weights, gradients, master=4 * share, moments=8 * share, average=ema)
-    return _offload(state, zero)
+    if zero.offload_optimizer:
+        state = _offload_optimizer(state, parameters, zero, width, share)
+    return _offload_weights(state, zero.offload_param.device) if zero.offload_param else state
 
 
 def step_bytes(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
@@ -156,20 +158,51 @@ def _second_copy(parameters: Parameters, zero: ZeroSection, ranks: int) -> int:
     return sum(math.ceil(size / sharing) for size in parameters.sizes + parameters.frozen)
 
 
-def _offload(state: StateBytes, zero: ZeroSection) -> StateBytes:
-    kept = {"weights": state.weights, "gradients": state.gradients, "master": state.master}
-    kept |= {"moments": state.moments, "average": state.average}
-    away = {"cpu": 0, "nvme": 0}
-    if zero.offload_optimizer:
-        for part in ("gradients", "master", "moments", "average"):
-            # Gradients are summed up in host memory, wherever masters and moments are; the average is beside.
-            device = zero.offload_optimizer.device if part in ("master", "moments") else "cpu"
-            away[device] += kept[part]
-            kept[part] = 0
-    if zero.offload_param:
-        away[zero.offload_param.device] += kept["weights"]
-        kept["weights"] = 0
-    return StateBytes(**kept, host=away["cpu"], nvme=away["nvme"])
+def _offload_optimizer(
+    state: StateBytes, parameters: Parameters, zero: ZeroSection, width: int, share: int
+) -> StateBytes:
+    """Masters and moments are elsewhere, and what DeepSpeed needs for that.
+
+    The step reads a float32 gradient in host memory, wherever masters and moments are; the average is beside.
+    Before it, stage 3 sums micro-steps up there too, stage 2 on the device (of float32 weights, in host
+    memory), and stage 1 has the ordinary gradients. Stages 1 and 2 send gradients through a buffer of the
+    largest one on either side, and new weights through one of the rank's share.
+    """
+    assert zero.offload_optimizer is not None
+    way = width * max(parameters.sizes)
+    host, device = 4 * share + state.average, state.gradients + way
+    if zero.stage < 3:
+        host += way + width * share
+    else:
+        host, device = host + 4 * share, 0
+    if zero.stage == 2 and width == 4:
+        host, device = host + 4 * share + way, way
+    moved = state.master + state.moments
+    state = replace(state, gradients=device, master=0, moments=0, average=0)
+    if zero.offload_optimizer.device == "nvme":
+        return replace(state, host=host, nvme=moved)
+    return replace(state, host=host + moved)
+
+
+def _offload_weights(state: StateBytes, device: Literal["cpu", "nvme"]) -> StateBytes:
+    if device == "nvme":
+        return replace(state, weights=0, nvme=state.nvme + state.weights)
+    return replace(state, weights=0, host=state.host + state.weights)
+
+
+def saved_bytes(parameters: Parameters, average: bool) -> int:
+    """Of a checkpoint: float32 weights and both moments, and the average where there is one."""
+    return (16 if average else 12) * parameters.total
+
+
+def save_copy_bytes(parameters: Parameters, zero: ZeroSection, ranks: int, average: bool) -> int:
+    """Host memory of a rank for the copy that is written while training goes on.
+
+    Of an optimizer on a disk none is made: training waits.
+    """
+    if zero.offload_optimizer and zero.offload_optimizer.device == "nvme":
+        return 0
+    return math.ceil(saved_bytes(parameters, average) / ranks)
 
 
 def communication_bytes(parameters: Parameters, zero: ZeroSection, precision: Precision, ranks: int) -> int:

@@ -57,11 +57,10 @@ def _memory(plan: Plan, fixes: list[str]) -> Iterator[str]:
     yield _row("reserved", memory.reserved, "context, libraries, fragmentation")
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     yield _row("total", memory.total, f"of {plan.gpu.memory / GIB:.1f}: {verdict}")
-    if states.host or states.nvme:
-        yield (
-            f"  offloaded by each rank: {states.host / GIB:.1f} GiB to host memory, "
-            f"{states.nvme / GIB:.1f} to NVMe"
-        )
+    offloaded = f"{states.host / GIB:.1f} offloaded, " if states.host else ""
+    yield f"Host memory of each rank, GiB: {offloaded}{memory.save / GIB:.1f} for the copy that a save writes"
+    if states.nvme:
+        yield f"On the disk of each rank, GiB: {states.nvme / GIB:.1f} offloaded"
     if not plan.fits:
         yield "What would make it fit:" if fixes else "Nothing known here makes it fit: take a larger GPU."
         yield from (f"  - {fix}" for fix in fixes)
@@ -90,6 +89,9 @@ def _time(plan: Plan) -> Iterator[str]:
         f"({plan.batch.flops / 1e15:.1f} PFLOP), {images:.0f} images/s"
     )
     yield f"  network {work.network_seconds:.2f} s a step, {hidden}"
+    if work.host_seconds:
+        threads = plan.recipe.world.threads
+        yield f"  host {work.host_seconds:.2f} s a step: the optimizer's, on {threads} threads of each rank"
     yield (
         f"  {plan.seconds / DAY:.1f} days, {plan.seconds / 3600 * plan.ranks:,.0f} GPU hours, "
         f"${plan.dollars:,.0f} at ${price:.2f} a GPU hour"

@@ -13,6 +13,12 @@ from trainer.recipe import StageRecipe, ZeroSection
 GPUS_PER_NODE = 8
 GPU_HOURS_BETWEEN_FAILURES = 8064
 """Of H100 clusters: a job of 64 GPUs runs 126 hours until something breaks, one of 512 runs 16."""
+HOST_NANOSECONDS = 2.5
+"""An element's norm, clipping and Adam on one CPU thread; `benchmarks/host_optimizer.py` prints it."""
+HOST_ELEMENTS = 4e9
+"""A second, by all threads of a node: its memory gives about 40 bytes an element at 160 GB/s."""
+HOST_LINK = 25e9
+"""Bytes a second between a GPU and host memory that is pinned (PCIe 4 or 5)."""
 RECOVERY_SECONDS = 600.0
 """From a failure until training has caught up with its start-up: requeue, load, first step."""
 
@@ -24,16 +30,18 @@ class Work:
     Attributes:
         compute_seconds: of a step, at the stated MFU.
         network_seconds: of a step, that weights and gradients travel; it overlaps with computing.
+        host_seconds: of a step, for an optimizer in host memory; nothing overlaps with it.
         steps: of the run.
     """
 
     compute_seconds: float
     network_seconds: float
+    host_seconds: float
     steps: int
 
     @property
     def step_seconds(self) -> float:
-        return max(self.compute_seconds, self.network_seconds)
+        return max(self.compute_seconds, self.network_seconds) + self.host_seconds
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,16 @@ def run_time(
     zero = recipe.zero
     sent = network_bytes(parameters, zero, recipe.precision, batch.micro_steps, ranks)
     network = _seconds(sent.all_ranks, ranks, gpu) + _seconds(sent.within_copies, zero.copy_size, gpu)
-    return Work(compute, network, recipe.steps)
+    return Work(compute, network, _host_seconds(recipe, parameters, ranks), recipe.steps)
+
+
+def _host_seconds(recipe: StageRecipe, parameters: Parameters, ranks: int) -> float:
+    """The float32 gradient comes, every element of the rank's share is moved, and the new weight goes."""
+    if not recipe.zero.offload_optimizer:
+        return 0.0
+    share, width = parameters.total / ranks, BYTES[recipe.precision]
+    rate = min(1e9 / HOST_NANOSECONDS * recipe.world.threads, HOST_ELEMENTS / min(ranks, GPUS_PER_NODE))
+    return share / rate + share * (4 + width) / HOST_LINK
 
 
 def _seconds(sent: float, ranks: int, gpu: Gpu) -> float:

@@ -24,6 +24,7 @@ from data_pipeline.ingest.storage import (
     file_version,
     matching_files,
     matching_folders,
+    not_permitted,
     open_stream,
     reaching,
 )
@@ -98,7 +99,10 @@ def list_shards(section: InputSection) -> list[Shard]:
 
 def read_shard(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
     """The samples of a shard, in its order; DataError where the shard as a whole cannot be used."""
-    return map(checked, _read(shard, section))
+    try:
+        yield from map(checked, _read(shard, section))
+    except PermissionError as error:
+        raise DataError(not_permitted(shard.path, error)) from None
 
 
 def of_each(shards: Iterable[Shard], read: Callable[[Shard], T]) -> Iterator[T]:

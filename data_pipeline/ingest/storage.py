@@ -71,7 +71,7 @@ def file_version(path: str) -> str:
     stretches, first and last bytes among them: tables may have hundreds of gigabytes.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it may not be read.
     """
     try:
         if not is_remote(path):
@@ -81,6 +81,13 @@ def file_version(path: str) -> str:
         return f"{found['size']} {found['ETag']}"
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
+    except PermissionError as error:
+        raise DataError(not_permitted(path, error)) from None
+
+
+def not_permitted(path: str, error: PermissionError) -> str:
+    """What is said of a file of the input that may not be read; where the work goes is another matter."""
+    return f"{error.filename or path} cannot be read: {error.strerror}; give rights to read it"
 
 
 def _content_version(path: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 
 from foundation.errors import ExitCode, RecipeError
 
@@ -13,6 +15,7 @@ ENDED = frozenset(
     {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL"}
     | {"PREEMPTED"}  # for good: one that is to run again is pending
 )
+CLIENTS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"})  # what Slurm's commands need themselves
 ANSWER_SECONDS = 60.0
 # What Slurm's commands say of a controller that is away, is starting or has too much to do.
 _AWAY = re.compile(
@@ -36,6 +39,17 @@ class ControllerAway(SlurmError):
         )
 
 
+def own_surroundings(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what Slurm says of the job that this process is itself part of (an `salloc`, a
+    notebook): sbatch hands its environment on, and the new job would take all of that for its own.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(("SLURM_", "SLURMD_")) or name in CLIENTS
+    }
+
+
 def missing_commands() -> list[str]:
     """Which of Slurm's commands are not on the PATH."""
     return [name for name in ("sbatch", "scontrol", "squeue", "scancel") if shutil.which(name) is None]
@@ -54,6 +68,7 @@ def slurm(*command: str, text: str | None = None) -> str:
     try:
         done = subprocess.run(
             command,
+            env=own_surroundings(os.environ),
             input=text,
             capture_output=True,
             text=True,

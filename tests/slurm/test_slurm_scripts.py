@@ -13,7 +13,7 @@ ELEMENT = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
 ARGUMENTS = {"train": ["r.yaml"], "tokenize": ["r.yaml", "4"], "export": ["a", "b"], "command": ["data"]}
 SCONTROL = """#!/bin/bash
 echo "$*" >> {told}
-[ "$1" = show ] && echo "JobId=12 ReqNodeList=(null) ExcNodeList=n7 StdOut=x"
+[ "$1" = show ] && echo "JobId=12 {array}Restarts=1 ReqNodeList=(null) ExcNodeList=n7 StdOut=x"
 [ "$1" = requeue ] && kill -TERM 0
 exit 0
 """
@@ -23,7 +23,8 @@ def run_script(folder: Path, name: str) -> tuple[int, list[str]]:
     """One start of a script on a node without the interpreter: its exit code, and what it told scontrol."""
     told, log = folder / "told", folder / "log"
     told.write_text("")
-    for command, text in (("scontrol", SCONTROL.format(told=told)), ("srun", "#!/bin/sh\nexit 99\n")):
+    scontrol = SCONTROL.format(told=told, array="ArrayTaskId=3 " if name == "tokenize" else "")
+    for command, text in (("scontrol", scontrol), ("srun", "#!/bin/sh\nexit 99\n")):
         (folder / command).write_text(text)
         (folder / command).chmod(0o755)
     environment = os.environ | JOB | (ELEMENT if name == "tokenize" else {})
@@ -47,27 +48,76 @@ def test_a_node_without_the_interpreter_is_left_out_and_three_starts_of_it_are_t
 ) -> None:
     """The requeue ends what belongs to the job; the exclusion must be told nevertheless."""
     job = "9_3" if name == "tokenize" else "12"
-    told = [f"show job {job} --oneliner", f"requeue {job}", f"update JobId={job} ExcNodeList=n7,n1"]
+    asked = "show job 12 --oneliner"
+    told = [asked, f"requeue {job}", f"update JobId={job} ExcNodeList=n7,n1"]
     log = tmp_path / "log"
     for _ in range(2):
         assert run_script(tmp_path, name) == (75, told)
     log.write_text(log.read_text() + "bitdance: start 2 of job 12 on n2\n")  # a node that had it
     for _ in range(2):
         assert run_script(tmp_path, name) == (75, told)
-    assert run_script(tmp_path, name) == (78, [])
+    assert run_script(tmp_path, name) == (78, [asked])
     assert "bitdance: bad node n1: there is no /no/python" in log.read_text()
 
 
 def test_the_requeue_reaches_a_command_that_does_not_ignore_it(tmp_path: Path) -> None:
     """What the test above stands on: the stand-in's signal ends its own group."""
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text(SCONTROL.format(told=tmp_path / "told"))
+    scontrol.write_text(SCONTROL.format(told=tmp_path / "told", array=""))
     scontrol.chmod(0o755)
     done = subprocess.run(
         ["bash", "-c", f"{scontrol} requeue 12; {scontrol} update"], start_new_session=True, check=False
     )
     assert done.returncode == -signal.SIGTERM
     assert (tmp_path / "told").read_text() == "requeue 12\n"
+
+
+FOREIGN = {"SLURM_RESTART_COUNT": "3", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1"}
+FOREIGN |= {"SLURM_ARRAY_JOB_ID": "55", "SLURM_ARRAY_TASK_ID": "2", "SLURM_MEM_PER_CPU": "100"}
+
+
+@pytest.mark.parametrize("name", ["train", "export", "command"])
+@pytest.mark.parametrize(
+    "record", ["Restarts=0 X=y NtasksPerN:B:S:C=0:0:*:*", "Restarts=3 NtasksPerN:B:S:C=4:0:*:*"]
+)
+def test_what_the_shell_was_in_a_job_of_its_own_does_not_count(
+    tmp_path: Path, name: str, record: str
+) -> None:
+    """A first start of a job by plain sbatch in another job, and a fourth one whose variables are its own."""
+    texts = {
+        "scontrol": f"#!/bin/sh\n[ $2 = job ] && echo 'JobId=12 JobName=a {record} StdOut=x'\n",
+        "srun": f'#!/bin/bash\necho "$*" >> {tmp_path}/steps\n',
+        "python": f"#!/bin/sh\nenv | grep ^SLURM > {tmp_path}/left\n",
+    }
+    for command, text in texts.items():
+        (tmp_path / command).write_text(text)
+        (tmp_path / command).chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm" / f"{name}.sbatch"), *ARGUMENTS[name]],
+        cwd=tmp_path,
+        env=os.environ
+        | JOB
+        | FOREIGN
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": f"{tmp_path}/python"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    own, steps = "Restarts=3" in record, (tmp_path / "steps").read_text().splitlines()
+    left = dict(line.split("=", 1) for line in (tmp_path / "left").read_text().splitlines())
+    empty = [step for step in steps if step.startswith("--overlap")]
+    assert (left.get("SLURM_RESTART_COUNT"), len(empty)) == (("3", 3) if own else (None, 0))
+    assert f"start {3 if own else 0} of job 12" in done.stdout
+    assert not left.keys() & {
+        "SLURM_ARRAY_JOB_ID",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_CPU_BIND",
+        "SLURM_MEM_PER_CPU",
+    }
+    if name == "train":
+        assert f"--ntasks-per-node={4 if own else 1} --ntasks={4 if own else 1} " in steps[-1]
 
 
 def publish(folder: Path) -> tuple[int, str]:

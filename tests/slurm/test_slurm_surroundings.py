@@ -25,6 +25,19 @@ def test_the_submitters_ranks_are_not_the_jobs() -> None:
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("3", "4", "1")
 
 
+def test_the_submitters_own_job_is_not_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `salloc` or a notebook; what tells Slurm's commands where the cluster is stays."""
+    foreign = ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "SLURM_NTASKS_PER_NODE", "SLURM_CPU_BIND")
+    for name in (*foreign, "SLURMD_NODENAME", "SLURM_CONF", "SLURM_JWT", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "x")
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\nenv\n")
+    sbatch.chmod(0o755)
+    handed_on = {line.partition("=")[0] for line in controller.slurm(str(sbatch)).splitlines()}
+    assert handed_on >= {"SLURM_CONF", "SLURM_JWT", "SBATCH_ACCOUNT", "PATH"}
+    assert not handed_on & {*foreign, "SLURMD_NODENAME"}
+
+
 def test_a_folder_without_locks_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Some network file systems have none: two submissions of a run could not be kept apart."""
 

@@ -60,8 +60,9 @@ class LatentDataset:
             cache: folder for copies; may be shared by all processes of a node, and kept between jobs.
                 Default: one of this user's own in the system's temporary folder. A local dataset is copied
                 only if it is given.
-            cache_limit: bytes that the copies may take; None: no limit. A training order needs the window's
-                shards of each class at a time: below that, each step fetches again what it evicted.
+            cache_limit: bytes that the copies may take, those under way and the side index included; None: no
+                limit. A training order needs the window's shards of each class at a time: below that, each
+                step fetches again what it evicted.
 
         Raises:
             DataError: the dataset is not finished, or its manifest, index or side index is missing or broken.
@@ -78,10 +79,12 @@ class LatentDataset:
             self._cache = ShardCache(self.folder, _cache_folder(self.folder, cache), cache_limit)
         self.manifest = self._read_manifest()
         self._shards = self._read_index()
-        if cache_limit is not None and cache_limit < 2 * max(self._shards.sizes, default=0):
+        beside = sum(entry.bytes for entry in self.manifest.files.values())
+        least = beside + 2 * max(self._shards.sizes, default=0)
+        if cache_limit is not None and cache_limit < least:
             raise DataError(
-                f"the cache limit of {cache_limit} bytes is too small for {folder}: give at least "
-                f"{2 * max(self._shards.sizes)}, twice its largest shard"
+                f"the cache limit of {cache_limit} bytes is too small for {folder}: give at least {least}, "
+                "what its indexes take and twice its largest shard"
             )
         self.classes: dict[int, ClassIndex] = {}
         self._first_rows: dict[int, NDArray[np.int64]] = {}

@@ -3,7 +3,8 @@
 The transport and the hashes are mosaicml-streaming's. Its own cache keeps its books in shared memory, which a
 killed job leaves behind; here the file system is the book. A file appears under its name only after its
 size and hash were checked, by a rename; locks are the kernel's and vanish with their process. So any number
-of processes on a node may share a cache, and any of them may be killed at any moment.
+of processes on a node may share a cache, and any of them may be killed at any moment. What is under way has a
+folder of its own, with a hole as long as what will come: whoever makes room at the same time counts it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import threading
 import time
 import zlib
@@ -22,12 +24,13 @@ from data_pipeline.ingest.storage import StoreUnreachable
 from data_pipeline.store import PlaceUnusable, writing_to
 from data_pipeline.streaming_import import CloudDownloader, get_hash, get_hashes
 from foundation.errors import DataError
+from foundation.partials import PARTIAL_SUFFIX, partial_path, sweep_abandoned
 
 _ATTEMPTS = 6  # with pauses of 1, 2, 4, 8 and 16 s between them: longer than a store's usual restart
 _TIMEOUT = 120.0  # seconds for an answer
 _LOCKS = 64  # files that locks are spread over
-_KEEP = 0.9  # share of the limit that is kept when something has to go, so that not every fetch has to evict
-_PARTIAL = ".partial"
+_KEEP = 0.9  # share of their room that shards keep when one has to go, so that not every fetch has to evict
+_RESERVED = "reserved"
 
 
 class ShardCache:
@@ -38,12 +41,14 @@ class ShardCache:
         Args:
             remote: where the files come from: `s3://bucket/prefix`, or a local folder.
             folder: where the copies go; made if missing.
-            limit: bytes that the copies may take together; None: no limit. At least twice the largest file.
+            limit: bytes that the copies may take together, those under way included; None: no limit. Shards
+                go to keep it, other files stay: at least as much as those, and twice the largest shard.
         """
         self.remote, self.folder, self.limit = remote.rstrip("/"), folder, limit
         self._local = threading.local()
         (folder / "files").mkdir(parents=True, exist_ok=True)
         (folder / "locks").mkdir(exist_ok=True)
+        sweep_abandoned((folder / "files").glob(f"*{PARTIAL_SUFFIX}"))
 
     def fetch(self, name: str, size: int | None = None, hashes: Mapping[str, str] | None = None) -> Path:
         """The local copy of a file, fetched if it is not there.
@@ -71,36 +76,33 @@ class ShardCache:
                     return path
         with self._lock(f"file-{zlib.crc32(name.encode()) % _LOCKS}"):
             if size is None or not _has_bytes(path, size):  # else another process fetched it meanwhile
-                self._make_room(size or 0)
-                self._download(f"{self.remote}/{name}", path, size, hashes or {})
+                with self._working_folder(path, size or 0) as working:
+                    self._download(f"{self.remote}/{name}", working / "file", path, size, hashes or {})
         return path
 
-    def _download(self, source: str, path: Path, size: int | None, hashes: Mapping[str, str]) -> None:
-        partial = path.with_name(path.name + _PARTIAL)
-        try:
-            for attempt in range(_ATTEMPTS):
-                if attempt:
-                    time.sleep(2 ** (attempt - 1))
-                # What a killed process has left: the downloader would take it as done.
-                partial.unlink(missing_ok=True)
-                problem, failure = "", ""
-                try:
-                    with writing_to(self.folder):
-                        self._downloader().download(source, str(partial), _TIMEOUT)
-                        problem = _difference(partial, size, hashes)
-                        if not problem:
-                            _move_written(partial, path)
-                            return
-                except PlaceUnusable:
-                    raise
-                except Exception as error:  # noqa: BLE001  (each store's client has errors of its own)
-                    if _is_missing(error):
-                        raise DataError(f"{source} cannot be read: there is no such file") from None
-                    failure = type(error).__name__  # its words may quote a request with its signature
-                    if _code(error) == "403":
-                        break
-        finally:
-            partial.unlink(missing_ok=True)
+    def _download(
+        self, source: str, partial: Path, path: Path, size: int | None, hashes: Mapping[str, str]
+    ) -> None:
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(2 ** (attempt - 1))
+            partial.unlink(missing_ok=True)  # the downloader would take it as done
+            problem, failure = "", ""
+            try:
+                with writing_to(self.folder):
+                    self._downloader().download(source, str(partial), _TIMEOUT)
+                    problem = _difference(partial, size, hashes)
+                    if not problem:
+                        _move_written(partial, path)
+                        return
+            except PlaceUnusable:
+                raise
+            except Exception as error:  # noqa: BLE001  (each store's client has errors of its own)
+                if _is_missing(error):
+                    raise DataError(f"{source} cannot be read: there is no such file") from None
+                failure = type(error).__name__  # its words may quote a request with its signature
+                if _code(error) == "403":
+                    break
         if failure:
             raise StoreUnreachable(
                 f"{source} cannot be reached ({failure}); look at its address and your keys. "
@@ -117,23 +119,40 @@ class ShardCache:
             self._local.owner, self._local.client = owner, CloudDownloader.get(remote)
         return self._local.client
 
-    def _make_room(self, size: int) -> None:
-        """Evict the files that were not used for longest, so that `size` more bytes stay within the limit."""
-        if self.limit is None:
+    @contextlib.contextmanager
+    def _working_folder(self, path: Path, size: int) -> Iterator[Path]:
+        """A folder to fetch a file of `size` bytes into, for which there is room."""
+        working = partial_path(path)
+        try:
+            with writing_to(self.folder), self._lock("evict"):
+                if self.limit is not None:
+                    self._make_room(self.limit - size)
+                working.mkdir()
+                with open(working / _RESERVED, "wb") as reserved:
+                    reserved.truncate(size)  # takes nothing of the disk
+            yield working
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+
+    def _make_room(self, limit: int) -> None:
+        """Evict the shards that were not used for longest, so that all copies stay within `limit` bytes."""
+        shards, others = list[tuple[int, int, Path]](), 0
+        for path in (self.folder / "files").iterdir():
+            under_way = path.suffix == PARTIAL_SUFFIX
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found = (path / _RESERVED if under_way else path).stat()
+                if path.suffix == ".mds":
+                    shards.append((found.st_mtime_ns, found.st_size, path))
+                else:
+                    others += found.st_size
+        used, room = sum(held for _, held, _ in shards), limit - others
+        if used <= room:
             return
-        with self._lock("evict"):
-            files = []
-            for path in (self.folder / "files").glob("*.mds"):
-                with contextlib.suppress(FileNotFoundError):
-                    files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-            used = sum(held for _, held, _ in files)
-            if used + size <= self.limit:
-                return
-            for _, freed, path in sorted(files):
-                if used + size <= _KEEP * self.limit:
-                    break
-                path.unlink(missing_ok=True)  # whoever reads it has it open, and goes on reading
-                used -= freed
+        for _, freed, path in sorted(shards):
+            if used <= _KEEP * room:
+                break
+            path.unlink(missing_ok=True)  # whoever reads it has it open, and goes on reading
+            used -= freed
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:

@@ -54,14 +54,12 @@ def start_distributed() -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(
-        dist_backend=backend,
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timedelta(seconds=UNHURRIED_SECONDS + LEAVE_SECONDS),
-    )
+    # DeepSpeed takes the group that is there. Its own would be given a device, and so connect the GPUs before
+    # anybody has looked whose they are, by numbers that are not the process's where srun shows it one alone.
+    dist.init_process_group(backend, timeout=timedelta(seconds=UNHURRIED_SECONDS + LEAVE_SECONDS))
     if device.type == "cuda":
         refuse_shared_gpus(socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def training_device() -> torch.device:

@@ -88,6 +88,10 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
     """
     if start.code in FINAL:
         return Decision(False, start.code, FINAL[ExitCode(start.code)])
+    begun = [line["job"] for line in history.lines("start")] if history is not None else []
+    if start.job in begun and begun[-1] != start.job:
+        # It has taken the run over (plain sbatch refuses no second job). Two would do so in turns for ever.
+        return Decision(False, ExitCode.RECIPE, f"job {begun[-1]} trains this run")
     bad = dict(BAD_NODE.findall(log))
     # Of this job alone: before another one was submitted a person has looked at what had happened.
     ends = [end for end in history.lines("end") if end["job"] == start.job] if history is not None else []

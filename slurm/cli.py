@@ -76,12 +76,12 @@ def jobs(
     ] = None,
 ) -> None:
     """Tell what was submitted: state, nodes, restarts, step, loss, time left, last save, why it waits."""
-    from slurm.controller import ControllerAway, all_jobs
+    from slurm.controller import ControllerAway, all_jobs, missing_commands
     from slurm.follow import rows, show_rows
 
     known, away = {}, None
     try:
-        known = all_jobs()
+        known = {} if missing_commands() else all_jobs()
     except ControllerAway as error:
         away = error
     show_rows(rows(folders or [Path("runs"), Path("data")], known))

@@ -116,13 +116,14 @@ def show(entity: str, name: str = "") -> list[dict[str, str]]:
 
 
 def all_jobs() -> dict[int, list[dict[str, str]]]:
-    """What the controller knows of jobs, by number; of an array each element. {} where Slurm is not.
+    """What the controller knows of jobs, by number; of an array each element.
 
     Raises:
         ControllerAway: the controller does not answer.
+        SlurmError: Slurm is not here.
     """
     known: dict[int, list[dict[str, str]]] = {}
-    for job in [] if missing_commands() else show("job"):
+    for job in show("job"):
         known.setdefault(int(job.get("ArrayJobId", job["JobId"])), []).append(job)
     return known
 

@@ -16,9 +16,9 @@ import yaml
 from data_pipeline.status import read_status
 from foundation.errors import DataError, UserError
 from foundation.progress import say
-from slurm.controller import ControllerAway, live, slurm
+from slurm.controller import ControllerAway, all_jobs, live, slurm
 from slurm.history import COMMENT, JobFolder
-from slurm.states import Known, job_in_focus, state_of
+from slurm.states import Known, job_in_focus, live_jobs, state_of
 from trainer.checkpoint_files import committed
 from trainer.run_folder import RunFolder
 
@@ -255,12 +255,12 @@ def cancel(output: str | Path, patience: float) -> None:
         DataError: no job of the run is live.
     """
     folder = folder_of(output)
-    jobs = {number: found[0] for number in folder.jobs() if (found := live(number))}
-    if not jobs:
+    found = live_jobs(folder, all_jobs())
+    if not found:
         raise DataError(f"{output}: no job of it is in the queue")
-    for number, job in jobs.items():
+    for number, jobs in found.items():
         folder.note("cancel", number)
-        if job["JobState"] == "RUNNING" and folder.path.name == "slurm":
+        if jobs[0]["JobState"] == "RUNNING" and folder.path.name == "slurm":
             _save_and_end(number, RunFolder(Path(output)), patience)
         else:
             slurm("scancel", str(number))

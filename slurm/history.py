@@ -80,14 +80,19 @@ class JobFolder:
         """The latest job, after those of this folder that it waits for: an array, before what finishes its
         dataset.
         """
-        waits_for: dict[int, Any] = {}
+        waits_for = self.all_jobs()
+        found = list(waits_for)[-1:]
+        while found and (before := waits_for[found[0]]) in waits_for:
+            found.insert(0, before)
+        return found
+
+    def all_jobs(self) -> dict[int, int | None]:
+        """Every job that was submitted or has started here, oldest first, and the one that it waits for."""
+        waits_for: dict[int, int | None] = {}
         for line in self.lines():
             if line["event"] in ("submitted", "start"):  # a job of plain `sbatch` leaves its starts alone
                 waits_for.setdefault(int(line["job"]), line.get("after"))
-        found = list(waits_for)[-1:]
-        while found and waits_for[found[0]] in waits_for:
-            found.insert(0, waits_for[found[0]])
-        return found
+        return waits_for
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -6,22 +6,34 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 
-from slurm.controller import ENDED, SlurmError, is_live, slurm
-from slurm.history import JobFolder
+from slurm.controller import SlurmError, is_live, slurm
+from slurm.history import COMMENT, JobFolder
 
 Known = Mapping[int, list[dict[str, str]]]  # as `all_jobs` returns it
+
+
+def live_jobs(folder: JobFolder, known: Known) -> Known:
+    """What is waiting or running for a run or dataset, also beside its latest job, by number."""
+    numbers, comment = folder.all_jobs(), f"{COMMENT}{folder.path.resolve()}"
+    found = {}
+    for number, jobs in sorted(known.items()):
+        # By its comment too: where sbatch got no answer, its job has no number here.
+        ours = number in numbers or jobs[0].get("Comment") == comment
+        if ours and (alive := [job for job in jobs if is_live(job)]):
+            found[number] = alive
+    return found
 
 
 def job_in_focus(folder: JobFolder, known: Known) -> int | None:
     """The job that the news of a run or dataset are of: the first that is live, else the first that has
     failed, else the last.
     """
+    for number in live_jobs(folder, known):
+        return number
     numbers = folder.jobs()
-    states = {number: {job["JobState"] for job in known.get(number, [])} for number in numbers}
-    for dull in (ENDED, {"COMPLETED", "CANCELLED"}):
-        for number in numbers:
-            if states[number] - dull:
-                return number
+    for number in numbers:
+        if {job["JobState"] for job in known.get(number, [])} - {"COMPLETED", "CANCELLED"}:
+            return number
     return numbers[-1] if numbers else None
 
 

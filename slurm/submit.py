@@ -11,10 +11,10 @@ from pathlib import Path
 from foundation.errors import Problems, RecipeError
 from foundation.progress import say
 from slurm.checks import check_cluster, check_interpreter, check_work
-from slurm.controller import ControllerAway, SlurmError, all_jobs, is_live, patiently, slurm
-from slurm.history import COMMENT
+from slurm.controller import ControllerAway, SlurmError, all_jobs, patiently, slurm
 from slurm.script import fill_in
 from slurm.site import SiteFile, lines_for_bash
+from slurm.states import live_jobs
 from slurm.work import Asked, Work, open_recipe, work_of
 from trainer.recipe import StageRecipe
 
@@ -116,17 +116,12 @@ def _take_back(numbers: Sequence[int]) -> None:
 def _refuse_second(works: Sequence[Work]) -> None:
     problems, known = Problems(), all_jobs()
     for folder in dict.fromkeys(work.folder for work in works if not work.done):
-        numbers, comment = folder.jobs(), f"{COMMENT}{folder.path.resolve()}"
-        for number, jobs in known.items():
-            # By its comment too: where sbatch got no answer, its job has no number here.
-            ours = number in numbers or jobs[0].get("Comment") == comment
-            states = [job["JobState"].lower() for job in jobs if is_live(job)]
-            if ours and states:
-                problems.add(
-                    str(folder.path.parent if folder.path.name == "slurm" else folder.path),
-                    f"job {number} is {states[0]} on it",
-                    "follow it with `bitdance jobs`, or end it with `bitdance cancel`",
-                )
+        for number, jobs in live_jobs(folder, known).items():
+            problems.add(
+                str(folder.path.parent if folder.path.name == "slurm" else folder.path),
+                f"job {number} is {jobs[0]['JobState'].lower()} on it",
+                "follow it with `bitdance jobs`, or end it with `bitdance cancel`",
+            )
     problems.raise_if_any(RecipeError, "Nothing was submitted")
 
 

@@ -122,6 +122,21 @@ def test_a_new_job_counts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert start._makes_no_progress(run)
 
 
+def test_of_two_jobs_on_a_run_one_ends(tmp_path: Path) -> None:
+    """Job 7 has been fenced by job 8. Whoever has not begun yet takes the run from the one before."""
+    run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
+    run.starts.mkdir()
+    history.note("start", 7)
+    assert decide(Start(8, 0, "n1", 75), "", run, history).again
+    history.note("start", 8)
+    for code in (75, 70, 137):
+        decision = decide(Start(7, 0, "n1", code), "", run, history)
+        assert (decision.again, decision.code) == (False, ExitCode.RECIPE)
+        assert decision.why == "job 8 trains this run"
+        assert decide(Start(8, 0, "n1", code), "", run, history).again
+    assert decide(Start(7, 0, "n1", 0), "", run, history).code == ExitCode.DONE
+
+
 def test_a_job_that_slurm_holds_is_told_with_what_lets_it_go(tmp_path: Path) -> None:
     JobFolder.of_run(tmp_path).note("submitted", 7)
     held = {"JobState": "PENDING", "Reason": "launch_failed_requeued_held", "UserId": "another(7)"}
@@ -289,13 +304,16 @@ def test_news_are_of_the_job_that_is_live_or_has_failed(
 ) -> None:
     known = {11: [{"JobState": state} for state in array], 12: [{"JobState": s} for s in finalize]}
     assert states.job_in_focus(dataset_jobs(tmp_path), known) == focus
+    # One that was submitted earlier and is live still is told of before all that have ended.
+    known[4] = [{"JobState": "RUNNING"}]
+    assert states.job_in_focus(dataset_jobs(tmp_path), known) == 4
 
 
 def test_cancel_ends_an_array_and_what_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, said = dataset_jobs(tmp_path), list[tuple[str, ...]]()
-    monkeypatch.setattr(
-        follow, "live", lambda number: [{"JobState": "RUNNING" if number == 11 else "PENDING"}]
-    )
+    folder.note("submitted", 13, after=None)  # a later one: what else is live is cancelled too
+    states = {11: "RUNNING", 12: "PENDING", 13: "COMPLETED", 14: "RUNNING"}
+    monkeypatch.setattr(follow, "all_jobs", lambda: {job: [{"JobState": states[job]}] for job in states})
     monkeypatch.setattr(follow, "slurm", lambda *command: said.append(command))
     follow.cancel(tmp_path / "latents", patience=0)
     assert said == [("scancel", "11"), ("scancel", "12")]

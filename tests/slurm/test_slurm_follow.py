@@ -75,7 +75,7 @@ def test_a_job_on_a_dataset_in_a_store_is_cancelled(
     remote: JobFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, ...]] = []
-    monkeypatch.setattr(follow, "live", lambda number: [{"JobState": "PENDING"}])
+    monkeypatch.setattr(follow, "all_jobs", lambda: {job: [{"JobState": "PENDING"}] for job in (11, 12)})
     monkeypatch.setattr(follow, "slurm", lambda *command: told.append(command))
     assert CliRunner().invoke(app, ["cancel", STORE]).exit_code == 0
     assert told == [("scancel", "11"), ("scancel", "12")]

@@ -296,6 +296,17 @@ def test_a_job_whose_number_was_never_heard_is_found(inputs: Path, tmp_path: Pat
     assert f"{tmp_path}/run: job 55 is pending on it" in message and told.read_text() == ""
 
 
+def test_any_live_job_of_the_run_is_in_the_way(inputs: Path, tmp_path: Path, told: Path) -> None:
+    """The latest, given to plain sbatch too, has ended; an earlier one lives."""
+    for number in (55, 56):
+        JobFolder.of_run(tmp_path / "run").note("start", number)
+    jobs = "JobId=55 JobState=RUNNING UserId=me(1)\nJobId=56 JobState=FAILED UserId=me(1)"
+    write_commands(tmp_path / "bin", jobs=jobs)
+    message = submit(tmp_path, str(stage(inputs, tmp_path)))
+    assert f"{tmp_path}/run: job 55 is running on it" in message and told.read_text() == ""
+    assert "job 56" not in message
+
+
 def test_keys_are_nobody_elses(
     inputs: Path, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from slurm.script import fill_in
+
 ROOT = Path(__file__).parents[2]
 JOB = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "n1"}
 ELEMENT = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
@@ -70,6 +72,18 @@ def test_the_requeue_reaches_a_command_that_does_not_ignore_it(tmp_path: Path) -
     )
     assert done.returncode == -signal.SIGTERM
     assert (tmp_path / "told").read_text() == "requeue 12\n"
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_sites_lines_may_use_what_is_not_set(tmp_path: Path, name: str) -> None:
+    """As those of modules and environments do; in the scripts' own lines it is a mistake."""
+    options = {"partition": "main"}
+    script = fill_in(f"{name}.sbatch", options, "export OURS=/lib:$OF_NOBODY\necho read $OURS\nexit 3\n")
+    done = subprocess.run(
+        ["bash", "-c", script, name, *ARGUMENTS[name]], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "read /lib:\n", "")
+    assert script.index("end site") < script.index("\nset -u") < script.index("PYTHON=${PYTHON")
 
 
 FOREIGN = {"SLURM_RESTART_COUNT": "3", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1"}

@@ -1,6 +1,7 @@
 """The batch scripts by themselves, with commands in Slurm's place that write down what they are told."""
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -84,6 +85,13 @@ def test_the_sites_lines_may_use_what_is_not_set(tmp_path: Path, name: str) -> N
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "read /lib:\n", "")
     assert script.index("end site") < script.index("\nset -u") < script.index("PYTHON=${PYTHON")
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_what_the_site_exports_reaches_the_commands(name: str) -> None:
+    """Also where sbatch has been told to hand nothing on, and has told srun the same (SLURM_EXPORT_ENV)."""
+    steps = re.findall(r"^srun (?:.*\\\n)*.*", (ROOT / "slurm" / f"{name}.sbatch").read_text(), re.MULTILINE)
+    assert len(steps) == 1 and re.search(r"--export=ALL \${SRUN_OPTIONS:-} ", steps[0])
 
 
 FOREIGN = {"SLURM_RESTART_COUNT": "3", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1"}

@@ -64,7 +64,8 @@ def test_published_choices_keep_what_they_state(tmp_path, name):
     pq.write_table(pa.table({c: [row[c] for row in rows] for c in columns}), tmp_path / "in.parquet")
     languages = {"uid": [row["uid"] for row in rows], "language": [row.get("language", "en") for row in rows]}
     pq.write_table(pa.table(languages), tmp_path / "languages.parquet")
-    better = {"sha256": ["00"], "re_caption": ["a better caption"], "re_clip_score": [0.4]}
+    recaptions = [[0.2, 0.4], ["a worse caption", "a better caption"]]
+    better = {"sha256": ["00", "00"], "re_clip_score": recaptions[0], "re_caption": recaptions[1]}
     pq.write_table(pa.table(better), tmp_path / "better.parquet")
     listed = sorted((0, int(row["uid"], 16)) for row in rows if row.get("listed", True))
     np.save(tmp_path / "list.npy", np.array(listed, "u8,u8"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from data_pipeline.ingest.storage import file_version, matching_files, remote_files
+from data_pipeline.ingest.storage import StoreUnreachable, file_version, matching_files, remote_files
 from data_pipeline.metadata.best_rows import mark_worse
 from data_pipeline.metadata.laion_hash import register_laion_hash
 from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
@@ -47,6 +47,7 @@ def open_engine(engine: EngineSection, spill: Path, remote: bool) -> Iterator[du
     Raises:
         DataError: in it, memory is not enough, or a file is damaged.
         PlaceUnusable: in it, the disk is full.
+        StoreUnreachable: in it, a store does not answer, or does not let us in.
     """
     connection = duckdb.connect(config={"memory_limit": engine.memory, "temp_directory": str(spill)})
     try:
@@ -79,6 +80,7 @@ def explaining(memory: str, spill: str, mend: str) -> Iterator[None]:
     Raises:
         DataError: memory is not enough, or a file is damaged.
         PlaceUnusable: the disk of the output or of the temporary files is full.
+        StoreUnreachable: a store does not answer, or does not let us in.
     """
     try:
         yield
@@ -91,6 +93,19 @@ def explaining(memory: str, spill: str, mend: str) -> Iterator[None]:
             ) from None
         fix = f"It has {memory} and writes temporary files to {spill}" if _NO_MEMORY in said else mend
         raise DataError(f"DuckDB cannot go on: {said.splitlines()[0]}. {fix}") from None
+    except duckdb.Error as error:
+        if not _is_the_stores(error):
+            raise
+        # Its words may quote a request with its signature.
+        raise StoreUnreachable(
+            "DuckDB cannot read from the object store any more; look at its address and your keys. The same "
+            "command goes on once it answers"
+        ) from None
+
+
+def _is_the_stores(error: Exception) -> bool:
+    """Whether it is what a file system in Python has raised, which DuckDB hands on as no kind of its own."""
+    return type(error) is duckdb.Error
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -142,6 +157,8 @@ def group_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> 
         except duckdb.OutOfMemoryException:
             raise  # not the file's fault
         except (duckdb.Error, OSError) as error:
+            if _is_the_stores(error):
+                raise
             problems.add(
                 file, f"cannot be read as parquet ({str(error).splitlines()[0]})", "remove or replace it"
             )
@@ -180,6 +197,8 @@ def _joined(connection: duckdb.DuckDBPyConnection, rows: str, join: JoinSection,
     except duckdb.OutOfMemoryException:
         raise
     except (duckdb.Error, OSError) as error:
+        if _is_the_stores(error):
+            raise
         raise DataError(f"joins.{number}: {files[0]} cannot be read as parquet: {error}") from None
     group = FileGroup(tuple(files), tuple((name, kind) for name, kind, *_ in described))
     present = {name for name, _ in group.columns}

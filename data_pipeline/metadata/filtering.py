@@ -60,6 +60,7 @@ def run_filter(recipe: FilterRecipe) -> Funnel:
             column that no source has.
         DataError: sources that are missing or broken, or no row left.
         PlaceUnusable: the disk of the output or of `engine.spill` is full, or cannot be written.
+        StoreUnreachable: a store of the tables does not answer, or does not let us in.
     """
     with writing_to(recipe.output):
         return _run(recipe)

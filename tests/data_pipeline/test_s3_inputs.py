@@ -20,8 +20,9 @@ from data_pipeline.ingest.storage import (
     open_stream,
     reaching,
 )
+from data_pipeline.metadata import engine
 from data_pipeline.metadata.filtering import run_filter
-from data_pipeline.metadata.recipe import FilterRecipe
+from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
 from data_pipeline.store import open_store
 from foundation.errors import DataError
 
@@ -140,6 +141,29 @@ def test_a_store_that_keeps_failing_is_to_be_tried_again(monkeypatch, status, co
             with pytest.raises(StoreUnreachable, match=r"cannot be reached \(E[A-Z]+\)") as error:
                 attempt()
             assert error.value.exit_code == 75 and "Signature" not in str(error.value)
+
+
+@pytest.mark.parametrize("step", ["schema", "join", "rows"])
+def test_a_store_that_fails_while_filter_reads_lays_nothing_on_its_tables(monkeypatch, tmp_path, step):
+    monkeypatch.setattr("data_pipeline.ingest.storage.ATTEMPTS", 1)
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    section = JoinSection(files=["s3://b/x.parquet"], by="uid", columns={"aesthetic": "score"})
+    monkeypatch.setattr(engine, "expand", list)
+    steps = {
+        "schema": lambda connection: engine.group_files(connection, section.files),
+        "join": lambda connection: engine._joined(connection, "SELECT 1 AS uid", section, 0),
+        "rows": lambda connection: connection.execute("SELECT * FROM read_parquet('s3://b/x.parquet')"),
+    }
+    with (
+        overloaded_server() as port,
+        s3_environment(port),
+        pytest.raises(StoreUnreachable, match="the object store any more") as error,
+        engine.open_engine(EngineSection(), tmp_path / "spill", remote=True) as connection,
+    ):
+        steps[step](connection)
+    assert error.value.exit_code == 75 and "Signature" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,19 @@ class OffloadSection(Section):
             )
 
 
+# ZeRO stages in which DeepSpeed reads the keys that are no mistake in any other.
+STAGES_OF_KEYS = {
+    "overlap_comm": (1, 2, 3),
+    "contiguous_gradients": (1, 2, 3),
+    "reduce_bucket_size": (1, 2, 3),
+    "allgather_bucket_size": (),
+    "stage3_prefetch_bucket_size": (3,),
+    "stage3_param_persistence_threshold": (3,),
+    "stage3_max_live_parameters": (3,),
+    "stage3_max_reuse_distance": (3,),
+}
+
+
 class ZeroSection(Section):
     """ZeRO, with DeepSpeed's own names; what is null is left to DeepSpeed.
 
@@ -109,9 +122,19 @@ class ZeroSection(Section):
         stage: 0 keeps everything on every rank; 1 shards the optimizer, 2 also gradients, 3 also weights. In
             bfloat16 stage 1 adds micro-batches up in bfloat16, so that its gradient loses bits with their
             number (stages 2 and 3 add in float32).
+        overlap_comm: reduce gradients while the backward pass goes on (stages 1 to 3, as the next two).
+        contiguous_gradients: copy gradients into one buffer as they come.
+        reduce_bucket_size: elements of gradients that are reduced at a time.
+        allgather_bucket_size: no effect in any stage: torch's backends gather all new weights at once.
+        stage3_prefetch_bucket_size: elements of weights gathered before their use (stage 3, like the next 3).
+        stage3_param_persistence_threshold: smaller tensors stay whole on every rank.
+        stage3_max_live_parameters: elements of gathered weights that are kept.
+        stage3_max_reuse_distance: gathered weights are kept that are used again within so many elements.
         zero_hpz_partition_size: ranks that share a second, whole copy of the weights in stage 3 (1: none),
             for example a node's 8: the weights cross the network once a step, and come from within the node
             afterwards.
+        offload_optimizer: master weights and moments are kept elsewhere (stages 1 to 3).
+        offload_param: the shards of the weights are kept elsewhere (stage 3).
     """
 
     stage: Literal[0, 1, 2, 3] = 3
@@ -143,6 +166,12 @@ class ZeroSection(Section):
             yield "offload_optimizer", "needs stage 1, 2 or 3, found stage 0"
         elif self.offload_optimizer and self.offload_optimizer.device == "nvme" and self.stage != 3:
             yield "offload_optimizer", f"to nvme needs stage 3, found stage {self.stage}"
+
+    @property
+    def without_effect(self) -> list[str]:
+        """The keys that are given and do nothing in this stage; they may stay, for another stage to use."""
+        given = self.model_dump(exclude_none=True)
+        return [key for key, stages in STAGES_OF_KEYS.items() if key in given and self.stage not in stages]
 
     @property
     def copy_size(self) -> int:

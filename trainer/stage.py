@@ -292,4 +292,6 @@ class Stage:
         kernels = "liger-kernel" if self.unfused is None else f"torch ({self.unfused})"
         how += f", norms and SwiGLU by {kernels}"
         millions = sum(torch.Size(spec.shape).numel() for spec in self.source.specs.values()) / 1e6
+        if unused := self.recipe.zero.without_effect:
+            how += f". Without effect in this stage: {', '.join(f'zero.{key}' for key in unused)}"
         return f"{self.run.path} {what} of {steps}: {millions:.3g}M parameters, {self.ranks} ranks, {how}"

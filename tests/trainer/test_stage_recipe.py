@@ -87,6 +87,20 @@ def test_sizes_that_no_backbone_has_come_in_one_message(tmp_path: Path) -> None:
     assert "backbone.hidden_size: input should be a multiple of 4, found 30" in message
 
 
+@pytest.mark.parametrize(
+    ("stage", "unused"),
+    [
+        (0, ["overlap_comm", "reduce_bucket_size", "stage3_max_live_parameters"]),
+        (1, ["stage3_max_live_parameters"]),
+        (3, []),
+    ],
+)
+def test_keys_without_effect_in_a_stage_are_known(tmp_path: Path, stage: int, unused: list[str]) -> None:
+    keys = {"overlap_comm": False, "reduce_bucket_size": 10, "stage3_max_live_parameters": 10}
+    recipe = load_recipe(StageRecipe, write_recipe(tmp_path, zero={"stage": stage, **keys}))
+    assert recipe.zero.without_effect == unused
+
+
 def test_own_export_is_no_start(tmp_path: Path) -> None:
     values = {"random": None, "head": None, "p": 4, "init_from": str(tmp_path / "run" / "export")}
     with pytest.raises(RecipeError, match="own export"):

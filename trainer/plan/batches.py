@@ -14,6 +14,7 @@ from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.packing import Assignment, SampleCost
 from data_pipeline.records import LatentRecord, packed_size
 from models.layout import PUBLISHED_SIZES, TemplateLengths
+from trainer.costs import BACKWARD_AND_FORWARD
 from trainer.plan.activations import PackShape
 from trainer.recipe import DataSection
 
@@ -21,8 +22,6 @@ CAPTION_MEDIAN, CAPTION_SPREAD, CAPTION_LONGEST = 48, 0.9, 512
 """Of assumed captions, in tokens: log-normal (mean 72), cut at the longest."""
 ASSUMED_SAMPLES, ASSUMED_SHARD = 20_000, 1_000
 STEPS_LOOKED_AT = 3
-
-BACKWARD_AND_FORWARD = 3  # a backward pass costs two forward passes
 
 
 @dataclass(frozen=True)

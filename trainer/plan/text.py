@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.plan.estimate import Plan
+from trainer.plan.gpus import GIB
 
-GIB = 2**30
 DAY = 86400.0
 
 

@@ -128,7 +128,7 @@ class Engine:
             betas=optimizer.betas,
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
-            # On a CPU one pass over the state, eight times as fast as one by one operation, and no temporaries.
+            # On a CPU: one pass over the state in place of many, without temporaries.
             fused=True if zero.offload_optimizer or training_device().type == "cpu" else None,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(

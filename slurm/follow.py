@@ -16,29 +16,14 @@ import yaml
 from data_pipeline.status import read_status
 from foundation.errors import DataError, UserError
 from foundation.progress import say
-from slurm.controller import ControllerAway, all_jobs, live, slurm
+from slurm.controller import ControllerAway, all_jobs, is_live, live, slurm
 from slurm.history import COMMENT, JobFolder
+from slurm.reasons import why
 from slurm.states import Known, job_in_focus, live_jobs, state_of
 from trainer.checkpoint_files import committed
 from trainer.run_folder import RunFolder
 
 TAIL_BYTES = 1 << 16
-REASONS = {
-    "Priority": "others come first",
-    "Resources": "waits for nodes to become free",
-    "Dependency": "waits for the job before it",
-    "DependencyNeverSatisfied": "the job before it has failed",
-    "JobArrayTaskLimit": "as many of its tasks run as may at a time (ARRAY_AT_ONCE)",
-    "BeginTime": "was just put back into the queue",
-    "JobHeldUser": "held; `scontrol release {job}` lets it go on",
-    "launch_failed_requeued_held": "a node could not start it; `scontrol release {job}` lets it go on",
-    "job_requeued_in_held_state": "held; `scontrol release {job}` lets it go on",
-    "JobHeldAdmin": "held by the cluster's people",
-    "ReqNodeNotAvail": "the nodes it may use are down or reserved",
-    "PartitionTimeLimit": "asks for more time than its partition gives",
-    "PartitionNodeLimit": "asks for more nodes than its partition gives",
-    "BadConstraints": "no nodes are left that it may use",
-}
 
 
 @dataclass(frozen=True)
@@ -83,22 +68,21 @@ def job_folders(root: Path) -> Iterator[JobFolder]:
 
 def _row(folder: JobFolder, known: Known) -> Row:
     number = job_in_focus(folder, known)
-    job = state_of(number, folder, known) if number is not None else {}
-    waiting = job.get("JobState") == "PENDING"
-    reason = job.get("Reason", "").partition(",")[0]
-    last = (folder.lines("end") or [{"why": ""}])[-1]
-    told = REASONS.get(reason, "see `man squeue`").format(job=number)
-    why = f"{reason}: {told}" if waiting else str(last["why"])
+    job = state_of(number, folder, known) if number is not None else {"JobState": "UNKNOWN"}
+    jobs = known.get(number or 0) or [job]
     output = output_of(folder)
-    common = {
-        "path": output,
-        "job": str(number or ""),
-        "state": job.get("JobState", "?").lower(),
-        "nodes": "" if waiting else job.get("NodeList", "").replace("(null)", ""),
-        "restarts": job.get("Restarts", ""),
-        "why": "" if job.get("JobState") == "RUNNING" else why,
-    }
-    return Row(**common, **(_of_run(Path(output)) if folder.path.name == "slurm" else _of_dataset(output)))
+    found = _of_run(Path(output)) if folder.path.name == "slurm" else _of_dataset(output)
+    if not any(map(is_live, jobs)):
+        found.pop("left", None)
+    return Row(
+        path=output,
+        job=str(number or ""),
+        state=job["JobState"].lower(),
+        nodes="" if job["JobState"] == "PENDING" else job.get("NodeList", "").replace("(null)", ""),
+        restarts=job.get("Restarts", ""),
+        why=why(number, folder, jobs) if number is not None else "",
+        **found,
+    )
 
 
 def output_of(folder: JobFolder) -> str:

@@ -76,7 +76,8 @@ def _accounted(number: int) -> dict[str, str]:
 def _remembered(number: int, folder: JobFolder) -> dict[str, str]:
     ends = [line for line in folder.lines("end") if line["job"] == number]
     starts = [line for line in folder.lines("start") if line["job"] == number]
-    if not ends:
+    if not ends or ends[-1].get("again"):
         return {"JobState": "UNKNOWN", "Restarts": str(max(0, len(starts) - 1))}
-    state = "COMPLETED" if ends[-1]["code"] == 0 else "ENDED"
+    cancelled = any(line["job"] == number for line in folder.lines("cancel"))
+    state = "COMPLETED" if ends[-1]["code"] == 0 else "CANCELLED" if cancelled else "FAILED"
     return {"JobState": state, "NodeList": ends[-1]["nodes"], "Restarts": str(ends[-1]["restart"])}

@@ -81,6 +81,57 @@ def test_a_job_on_a_dataset_in_a_store_is_cancelled(
     assert told == [("scancel", "11"), ("scancel", "12")]
 
 
+@pytest.mark.parametrize(
+    ("jobs", "why"),
+    [
+        ([{"JobState": "CANCELLED", "Reason": "DependencyNeverSatisfied"}], "the job before it has failed"),
+        ([{"JobState": "CANCELLED", "Reason": "BeginTime", "ExitCode": "0:15"}], ""),
+        ([{"JobState": "PENDING", "Reason": "QOSMaxNodePerUserLimit"}], "a limit of its QOS is reached"),
+        ([{"JobState": "PENDING", "Reason": "AssocGrpGRES"}], "a limit of its account is reached"),
+        ([{"JobState": "PENDING", "Reason": "Unheard"}], "see `man squeue`"),
+        ([{"JobState": "RUNNING", "Reason": "None"}], ""),
+        ([{"JobState": "FAILED", "Reason": "NonZeroExitCode", "ExitCode": "65:0"}], "the data are bad"),
+        ([{"JobState": "FAILED", "ExitCode": "0:9"}], "a process was ended by SIGKILL"),
+        (
+            [
+                {"JobState": "COMPLETED", "ExitCode": "0:0"},
+                {"JobState": "RUNNING"},
+                {"JobState": "FAILED", "ExitCode": "70:0"},
+                {"JobState": "FAILED", "ExitCode": "70:0"},
+                {"JobState": "PENDING", "Reason": "JobArrayTaskLimit"},
+            ],
+            "exit code 70; JobArrayTaskLimit: as many of its tasks run as may at a time (ARRAY_AT_ONCE)",
+        ),
+    ],
+)
+def test_why_is_of_the_job_that_is_told(tmp_path: Path, jobs: list[dict[str, str]], why: str) -> None:
+    """Not of an earlier one, and not of a start after which the job went on."""
+    folder = JobFolder.of_run(tmp_path / "run")
+    folder.note("end", 6, why="of an earlier job", again=False)
+    folder.note("submitted", 7)
+    folder.note("end", 7, why="saved, wants to go on", again=True)
+    known = {7: [{"UserId": "another(7)"} | job for job in jobs]}
+    (row,) = follow.rows([tmp_path], known)
+    reason = f"{jobs[0].get('Reason')}: "
+    assert row.why.removeprefix(reason) == why
+
+
+def test_what_a_job_has_noted_of_its_end_is_told(tmp_path: Path) -> None:
+    """And no time left: it has ended."""
+    folder = JobFolder.of_run(tmp_path / "run")
+    folder.note("submitted", 7)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 4, "loss": 0.5, "eta_seconds": 60}\n')
+    known = {7: [{"JobState": "RUNNING", "UserId": "another(7)"}]}
+    (row,) = follow.rows([tmp_path], known)
+    assert (row.left, row.why) == ("1 min 00 s", "")
+    folder.note("end", 7, why="saved and cancelled, as asked", again=False, code=75, nodes="n1", restart=0)
+    folder.note("cancel", 7)
+    known[7][0] |= {"JobState": "CANCELLED", "ExitCode": "0:15"}
+    for now in (known, {}):  # in Slurm's memory, and in its own alone
+        (row,) = follow.rows([tmp_path], now)
+        assert (row.left, row.state, row.why) == ("", "cancelled", "saved and cancelled, as asked")
+
+
 @pytest.fixture
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a run that was submitted; the controller does not answer Slurm's commands."""

@@ -181,10 +181,13 @@ def main(arguments: list[str] | None = None) -> int:
         nodes = {"without": list(decision.without), "reasons": list(decision.reasons)}
         traces.note("end", start.job, **where, **what, **nodes)
     say(f"bitdance: {'again' if decision.again else 'the end'}: {decision.why}")
-    if cancelled:
-        patiently(CONTROLLER_AWAY_SECONDS, "scancel", start.name)
-    elif decision.again and is_live(job) and job["JobState"] == "RUNNING":
-        run_again(start, job, decision)
+    try:
+        if cancelled:
+            patiently(CONTROLLER_AWAY_SECONDS, "scancel", start.name)
+        elif decision.again and is_live(job) and job["JobState"] == "RUNNING":
+            run_again(start, job, decision)
+    except SlurmError as error:
+        say(f"bitdance: {error}")
     return decision.code
 
 
@@ -216,7 +219,12 @@ def this_start(log: str) -> str:
 
 def run_again(start: Start, job: Mapping[str, str], decision: Decision) -> None:
     """Put the job back into the queue, without the nodes that have been found to be bad."""
-    patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "requeue", start.name)
+    try:
+        patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "requeue", start.name)
+    except SlurmError as error:
+        if "Job is pending execution" not in str(error):
+            raise
+        # A requeue before this one has been carried out, and its answer was lost.
     if decision.without:
         # Only a pending job can be told so. It waits some seconds before it may start again.
         excluded = {*expand_nodes(job["ExcNodeList"]), *decision.without}

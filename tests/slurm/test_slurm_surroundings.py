@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from foundation.errors import Problems, RecipeError
+from foundation.errors import ExitCode, Problems, RecipeError
 from slurm import checks, controller
+from slurm.after import Decision, Start, run_again
 from slurm.controller import ControllerAway, SlurmError, patiently
 from slurm.history import JobFolder
 from slurm.script import SCRIPTS
@@ -85,6 +86,29 @@ def test_a_controller_that_is_away_is_waited_for(
     scontrol.write_text("#!/bin/sh\necho 'Invalid job id specified' >&2; exit 1\n")
     with pytest.raises(SlurmError, match="Invalid job id"):
         patiently(60, str(scontrol))
+
+
+def test_a_bad_node_stays_out_though_the_answer_to_the_requeue_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller has done it; to the repetition it says that there is nothing to do."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f"""#!/bin/bash
+[ $1 = requeue ] || {{ echo "$*" > {tmp_path}/told; exit; }}
+said="Job is pending execution for job 7"
+[ -e {tmp_path}/asked ] || said="Socket timed out on send/recv operation"
+touch {tmp_path}/asked
+echo "$said" >&2
+exit 1
+"""
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(controller.time, "sleep", lambda seconds: None)
+    decision = Decision(True, ExitCode.REQUEUE, "no disk", without=("n2",))
+    run_again(Start(7, 0, "n[1-2]", 75, "7"), {"ExcNodeList": "(null)"}, decision)
+    assert (tmp_path / "told").read_text() == "update JobId=7 ExcNodeList=n2\n"
 
 
 def test_a_controller_that_says_nothing_at_all_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from foundation.errors import Problems
@@ -35,11 +36,14 @@ def node_range(text: str) -> tuple[int, int] | None:
     return (least, most) if 1 <= least <= most else None
 
 
-def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> list[dict[str, str]]:
-    """Slurm's commands, its controller, the partition, and whether it has what is asked for.
+def check_cluster(problems: Problems, file: SiteFile, nodes: str, data: bool = False) -> list[dict[str, str]]:
+    """Slurm's commands, its controller, the partitions, and whether they have what is asked for.
+
+    Args:
+        data: whether there are jobs for the partition of data jobs.
 
     Returns:
-        The partition's nodes, as `show` tells them; [] where that was not to be had.
+        The nodes of PARTITION, as `show` tells them; [] where that was not to be had.
 
     Raises:
         ControllerAway: the controller does not answer.
@@ -60,27 +64,39 @@ def check_cluster(problems: Problems, file: SiteFile, nodes: str) -> list[dict[s
     except SlurmError as error:
         problems.add("Slurm", str(error), "ask the cluster's people")
         return []
-    partition = _partition(problems, file, partitions)
+    limit, save = seconds_of(file.site.time_limit), file.site.save_seconds
+    if limit is not None and save >= limit:
+        found = f"{save} s before the limit of {file.site.time_limit} is before the start"
+        problems.add("SAVE_SECONDS", found, "lower it, or raise TIME_LIMIT")
+    if data and file.site.data_partition:
+        of_data = replace(file, site=file.site.of_data(gpu=False))
+        _partition(problems, of_data, "DATA_PARTITION", partitions, (1, 1))
+    partition = _partition(problems, file, "PARTITION", partitions, least_most or (1, 1))
     if partition is None:
         return []
-    _check_permission(problems, file.site, partition)
-    _check_size(problems, file.site, partition, least_most or (1, 1))
     named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
     _check_gpus(problems, file.site, f"partition {partition['PartitionName']}", named)
     return named
 
 
 def _partition(
-    problems: Problems, file: SiteFile, partitions: Sequence[dict[str, str]]
+    problems: Problems,
+    file: SiteFile,
+    setting: str,
+    partitions: Sequence[dict[str, str]],
+    least_most: tuple[int, int],
 ) -> dict[str, str] | None:
+    """The partition that a site file names, looked at; None where there is none."""
     wanted = _given(file.site, "partition")
     for partition in partitions:
         if partition["PartitionName"] == wanted or (wanted is None and partition["Default"] == "YES"):
+            _check_permission(problems, file.site, partition)
+            _check_size(problems, file.site, partition, least_most)
             return partition
     names = ", ".join(sorted(partition["PartitionName"] for partition in partitions))
     where = str(file.path) if file.path else "slurm/site.env"
     found = f"there is no partition {wanted!r}" if wanted else "the cluster has no default partition"
-    problems.add(f"{where}: PARTITION", found, f"this cluster's: {names}")
+    problems.add(f"{where}: {setting}", found, f"this cluster's: {names}")
     return None
 
 
@@ -160,9 +176,6 @@ def _check_size(
             f"{site.time_limit} is above {partition['MaxTime']}, the most of {where}",
             "lower it",
         )
-    if wanted is not None and site.save_seconds >= wanted:
-        found = f"{site.save_seconds} s before the limit of {site.time_limit} is before the start"
-        problems.add("SAVE_SECONDS", found, "lower it, or raise TIME_LIMIT")
 
 
 def _check_gpus(problems: Problems, site: Site, where: str, named: Sequence[dict[str, str]]) -> None:

@@ -51,6 +51,8 @@ class Site(Section):
     save_seconds: Annotated[int, Field(gt=0)] = 600
     array_at_once: Annotated[int, Field(gt=0)] = 32
     sbatch_options: str = ""
+    data_partition: str | None = None
+    data_options: str = ""
     python: str | None = None
     network_interface: str | None = None
     shared_folders: str = ""
@@ -65,7 +67,17 @@ class Site(Section):
             raise ValueError("expected a whole number")
         return value
 
-    @field_validator("sbatch_options")
+    def of_data(self, gpu: bool) -> Site:
+        """What filter, finalize and tokenize take: a part of a node, not all of it as training does.
+
+        Args:
+            gpu: whether the job computes on one; it stays in the partition of the GPUs.
+        """
+        partition = self.partition if gpu else self.data_partition or self.partition
+        changes = {"partition": partition, "sbatch_options": self.data_options, "memory_per_node": None}
+        return self.model_copy(update=changes)
+
+    @field_validator("sbatch_options", "data_options")
     @classmethod
     def _of_sbatch(cls, value: str) -> str:
         options_of(value)

@@ -174,10 +174,14 @@ def is_local(name: str) -> bool:
 
 def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work]:
     """The array over the tasks, and what finishes the dataset after it."""
-    folder = JobFolder.beside(recipe.output)
+    folder, gpu = JobFolder.beside(recipe.output), recipe.compute.device == "cuda"
+    finish = command_work(
+        f"finalize {recipe.output}", ("data", "finalize", recipe.output), recipe.output, site
+    )
+    site = site.of_data(gpu)
     manifest = Path(recipe.output) / "manifest.json" if is_local(recipe.output) else None
     options = common_options(site, Path(recipe.output).name, folder) | {
-        "gpus-per-node": "1" if recipe.compute.device == "cuda" else None,
+        "gpus-per-node": "1" if gpu else None,
         "array": f"0-{asked.slices - 1}%{site.array_at_once}",
         "output": str(folder.path.resolve() / "%A_%a.log"),
     }
@@ -190,9 +194,6 @@ def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work
         reads=_tokenize_reads(recipe),
         makes=manifest,
         recipe=recipe,
-    )
-    finish = command_work(
-        f"finalize {recipe.output}", ("data", "finalize", recipe.output), recipe.output, site
     )
     return [array, replace(finish, makes=manifest)]
 
@@ -224,7 +225,7 @@ def filter_work(recipe: FilterRecipe, site: Site) -> Work:
 
 def command_work(title: str, arguments: tuple[str, ...], output: str, site: Site) -> Work:
     """One command of bitdance on one node, without a GPU."""
-    folder = JobFolder.beside(output)
+    folder, site = JobFolder.beside(output), site.of_data(gpu=False)
     options = common_options(site, Path(output).name, folder) | {"gpus-per-node": None}
     return Work(
         title=title,

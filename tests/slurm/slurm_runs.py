@@ -34,7 +34,8 @@ class Lab:
     def site(self, **more: str) -> Path:
         """A site file for the test cluster."""
         values = {"PARTITION": "main", "SHARED_FOLDERS": f"{ROOT}:{self.folder}:{sys.prefix}:/tmp"}
-        values |= {"GPUS_PER_NODE": "0", "CPUS_PER_TASK": "1", "MEMORY_PER_NODE": "2G"} | more
+        values |= {"GPUS_PER_NODE": "0", "CPUS_PER_TASK": "1", "MEMORY_PER_NODE": "2G"}
+        values |= {"DATA_OPTIONS": "--mem=2G"} | more
         if self.cluster.namespaces:
             values["NETWORK_INTERFACE"] = "eth0"
         lines = [f'{key}="{value}"' for key, value in values.items()]

@@ -76,7 +76,7 @@ def test_an_array_of_forty_with_a_dead_node_and_five_killed_tasks(lab: Lab, faul
     folder = photos(lab, "array", 40)
     done = lab.bitdance(
         *("submit", str(tokenize_yaml(folder)), "--slices", "40"),
-        *("--site", str(lab.site(ARRAY_AT_ONCE="4", MEMORY_PER_NODE="40G"))),
+        *("--site", str(lab.site(ARRAY_AT_ONCE="4", DATA_OPTIONS="--mem=40G"))),
     )
     assert done.returncode == 0, done.stderr
     array, finalize = (int(line.split(":")[0].split()[1]) for line in done.stdout.splitlines())
@@ -104,7 +104,7 @@ def test_elements_leave_out_a_node_without_the_interpreter(lab: Lab, faulty: Clu
     """One element, and what finishes the dataset after it, meet it: each goes elsewhere by itself."""
     folder, python = photos(lab, "no-python", 3), lab.interpreter()
     faulty.hide("n1", python.parent)
-    site = lab.site(PYTHON=str(python), MEMORY_PER_NODE="40G")  # one element to a node
+    site = lab.site(PYTHON=str(python), DATA_OPTIONS="--mem=40G")  # one element to a node
     done = lab.bitdance("submit", str(tokenize_yaml(folder)), "--slices", "3", "--site", str(site))
     assert done.returncode == 0, done.stderr
     array, finalize = (int(line.split(":")[0].split()[1]) for line in done.stdout.splitlines())

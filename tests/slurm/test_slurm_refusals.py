@@ -24,8 +24,8 @@ from slurm.cli import app
 from slurm.controller import ControllerAway
 from slurm.fitting import check_memory
 from slurm.history import JobFolder
-from slurm.site import Site
-from slurm.work import Work
+from slurm.site import Site, SiteFile
+from slurm.work import Asked, Work, open_recipe, work_of
 from trainer.recipe import StageRecipe
 
 ROOT = Path(__file__).parents[2]
@@ -238,6 +238,39 @@ def test_each_input_of_a_data_job_must_be_there_and_be_seen(
         )
     assert "does not exist" not in message and told.read_text() == ""
     assert submit(tmp_path, str(recipe)).startswith("job 101")
+
+
+@pytest.mark.parametrize(("device", "partition"), [("cuda", "gpu"), ("cpu", "cpu")])
+def test_data_jobs_do_not_take_what_training_takes(
+    inputs: Path, tmp_path: Path, device: str, partition: str
+) -> None:
+    """Whole nodes of GPUs, that is: an element takes a GPU of one, what computes on none goes elsewhere."""
+    kinds = {"tokenize": tokenize_values(tmp_path) | {"compute": {"device": device}}}
+    kinds["filter"] = filter_values(tmp_path)
+    training = {"partition": "gpu", "sbatch_options": "--exclusive", "memory_per_node": "0"}
+    site = Site(**training, data_partition="cpu", data_options="--mem=9G", gpus_per_node=8)
+    for kind, values in kinds.items():
+        (tmp_path / f"{kind}.yaml").write_text(yaml.safe_dump(values))
+        for work in work_of(open_recipe(tmp_path / f"{kind}.yaml", ()), Asked(), SiteFile(site)):
+            array = work.script == "tokenize.sbatch"
+            assert work.options["partition"] == (partition if array else "cpu")
+            assert work.options["gpus-per-node"] == ("1" if array and device == "cuda" else None)
+            assert work.options["mem"] == "9G" and "exclusive" not in work.options
+    (work,) = work_of(open_recipe(stage(inputs, tmp_path), ()), Asked(), SiteFile(site))
+    assert {"exclusive": "", "mem": "0", "partition": "gpu"}.items() <= work.options.items()
+
+
+@pytest.mark.parametrize("kind", ["data", "stage"])
+def test_the_partition_of_data_jobs_is_looked_at_where_there_are_any(
+    inputs: Path, tmp_path: Path, told: Path, kind: str
+) -> None:
+    recipe = stage(inputs, tmp_path)
+    if kind == "data":
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(tokenize_values(inputs)))
+    message = submit(tmp_path, str(recipe), PARTITION="main", DATA_PARTITION="cpus")
+    there = "site.env: DATA_PARTITION: there is no partition 'cpus' (this cluster's: main)" in message
+    assert there is (kind == "data")
 
 
 def test_inputs_in_a_store_and_on_the_hub_are_not_looked_for(

@@ -161,16 +161,12 @@ def main(arguments: list[str] | None = None) -> int:
         run, history = RunFolder(path), JobFolder.of_run(path)
         if start.code == ExitCode.DONE and run.finished_at() is None:
             start = replace(start, code=ExitCode.REQUEUE)  # the ranks have left in peace, before the end
-    try:
-        job = fields(patiently(CONTROLLER_AWAY_SECONDS, "scontrol", "show", "job", start.name, "-o"))
-    except SlurmError as error:
-        say(f"bitdance: {error}")
-        return ExitCode.REQUEUE
-    if int(job["Restarts"]) != start.restart:
-        # Slurm has lost sight of this node meanwhile and started the job elsewhere. It is not ours any more.
-        say(f"bitdance: start {start.restart} of job {start.job} has been replaced; it ends here")
-        return ExitCode.REQUEUE
-    decision = decide(start, this_start(job["StdOut"]), run, history)
+    done = start.code == ExitCode.DONE
+    # A finished run needs nobody's consent. Of a data job the record alone tells where its traces go.
+    job = {} if done and run is not None else record_of(start, 0.0 if done else CONTROLLER_AWAY_SECONDS)
+    if job is None:
+        return ExitCode.DONE if done else ExitCode.REQUEUE
+    decision = decide(start, this_start(job.get("StdOut", "")), run, history)
     cancelled = history is not None and any(line["job"] == start.job for line in history.lines("cancel"))
     if cancelled and decision.again:
         decision = Decision(False, ExitCode.REQUEUE, "saved and cancelled, as asked")
@@ -189,6 +185,20 @@ def main(arguments: list[str] | None = None) -> int:
     except SlurmError as error:
         say(f"bitdance: {error}")
     return decision.code
+
+
+def record_of(start: Start, patience: float) -> dict[str, str] | None:
+    """The job as the controller knows it; None where that does not answer, or the job is not this start's."""
+    try:
+        job = fields(patiently(patience, "scontrol", "show", "job", start.name, "-o"))
+    except SlurmError as error:
+        say(f"bitdance: {error}")
+        return None
+    if int(job["Restarts"]) != start.restart:
+        # Slurm has lost sight of this node meanwhile and started the job elsewhere. It is not ours any more.
+        say(f"bitdance: start {start.restart} of job {start.job} has been replaced; it ends here")
+        return None
+    return job
 
 
 def traces_of(start: Start, job: Mapping[str, str]) -> JobFolder | None:

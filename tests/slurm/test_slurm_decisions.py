@@ -122,21 +122,6 @@ def test_a_new_job_counts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert start._makes_no_progress(run)
 
 
-def test_of_two_jobs_on_a_run_one_ends(tmp_path: Path) -> None:
-    """Job 7 has been fenced by job 8. Whoever has not begun yet takes the run from the one before."""
-    run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
-    run.starts.mkdir()
-    history.note("start", 7)
-    assert decide(Start(8, 0, "n1", 75), "", run, history).again
-    history.note("start", 8)
-    for code in (75, 70, 137):
-        decision = decide(Start(7, 0, "n1", code), "", run, history)
-        assert (decision.again, decision.code) == (False, ExitCode.RECIPE)
-        assert decision.why == "job 8 trains this run"
-        assert decide(Start(8, 0, "n1", code), "", run, history).again
-    assert decide(Start(7, 0, "n1", 0), "", run, history).code == ExitCode.DONE
-
-
 def test_a_job_that_slurm_holds_is_told_with_what_lets_it_go(tmp_path: Path) -> None:
     JobFolder.of_run(tmp_path).note("submitted", 7)
     held = {"JobState": "PENDING", "Reason": "launch_failed_requeued_held", "UserId": "another(7)"}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from stand_in import stage, submit, write_commands
 
 
@@ -74,3 +75,19 @@ def test_the_shell_s_partition_goes_before_the_site_file_s(
     monkeypatch.delenv("SBATCH_PARTITION")
     option = {"SBATCH_OPTIONS": "--partition=of-the-options"}
     assert "there is no partition 'of-the-options'" in submit(tmp_path, recipe, PARTITION="main", **option)
+
+
+@pytest.mark.parametrize("kind", ["data", "stage"])
+def test_the_partition_of_data_jobs_is_looked_at_where_there_are_any(
+    inputs: Path, tmp_path: Path, told: Path, kind: str
+) -> None:
+    recipe = stage(inputs, tmp_path)
+    if kind == "data":
+        recipe = tmp_path / "recipe.yaml"
+        rule = {"rule": "score", "column": "aesthetic", "above": 5}
+        recipe.write_text(
+            yaml.safe_dump({"sources": ["a.parquet"], "rules": [rule], "output": f"{tmp_path}/kept"})
+        )
+    message = submit(tmp_path, str(recipe), PARTITION="main", DATA_PARTITION="cpus")
+    there = "site.env: DATA_PARTITION: there is no partition 'cpus' (this cluster's: main)" in message
+    assert there is (kind == "data")

@@ -260,19 +260,6 @@ def test_data_jobs_do_not_take_what_training_takes(
     assert {"exclusive": "", "mem": "0", "partition": "gpu"}.items() <= work.options.items()
 
 
-@pytest.mark.parametrize("kind", ["data", "stage"])
-def test_the_partition_of_data_jobs_is_looked_at_where_there_are_any(
-    inputs: Path, tmp_path: Path, told: Path, kind: str
-) -> None:
-    recipe = stage(inputs, tmp_path)
-    if kind == "data":
-        recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump(tokenize_values(inputs)))
-    message = submit(tmp_path, str(recipe), PARTITION="main", DATA_PARTITION="cpus")
-    there = "site.env: DATA_PARTITION: there is no partition 'cpus' (this cluster's: main)" in message
-    assert there is (kind == "data")
-
-
 def test_inputs_in_a_store_and_on_the_hub_are_not_looked_for(
     tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

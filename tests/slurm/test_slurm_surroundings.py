@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import ExitCode, Problems, RecipeError
-from slurm import checks, controller
-from slurm.after import Decision, Start, run_again
+from slurm import after, checks, controller
+from slurm.after import Decision, Start, decide, run_again
 from slurm.controller import ControllerAway, SlurmError, patiently
 from slurm.history import JobFolder
 from slurm.script import SCRIPTS
 from slurm.site import Site, read_site
 from slurm.start import of_srun
 from trainer.rank import distributed_variables
+from trainer.run_folder import RunFolder
 
 
 def test_the_submitters_ranks_are_not_the_jobs() -> None:
@@ -109,6 +110,42 @@ exit 1
     decision = Decision(True, ExitCode.REQUEUE, "no disk", without=("n2",))
     run_again(Start(7, 0, "n[1-2]", 75, "7"), {"ExcNodeList": "(null)"}, decision)
     assert (tmp_path / "told").read_text() == "update JobId=7 ExcNodeList=n2\n"
+
+
+def test_a_finished_stage_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller may be away for an hour then; of a finished command it is asked once, for its traces."""
+    asked: list[float] = []
+
+    def away(seconds: float, *command: str) -> str:
+        asked.append(seconds)
+        raise ControllerAway("away")
+
+    monkeypatch.setattr(after, "patiently", away)
+    monkeypatch.setattr(after.signal, "signal", lambda *of: None)
+    monkeypatch.setattr(RunFolder, "finished_at", lambda self: 6)
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "recipe.yaml").write_text(f"run: {tmp_path}/run\n")
+    assert after.main([str(tmp_path / "recipe.yaml"), "--code", "0"]) == 0 and not asked
+    (line,) = JobFolder.of_run(tmp_path / "run").lines("end")
+    assert (line["why"], line["code"]) == ("finished", 0)
+    assert after.main(["--code", "0"]) == 0 and asked == [0]
+    assert after.main(["--code", "1"]) == 75 and asked[1] > 1000
+
+
+def test_of_two_jobs_on_a_run_one_ends(tmp_path: Path) -> None:
+    """Job 7 has been fenced by job 8. Whoever has not begun yet takes the run from the one before."""
+    run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
+    run.starts.mkdir()
+    history.note("start", 7)
+    assert decide(Start(8, 0, "n1", 75), "", run, history).again
+    history.note("start", 8)
+    for code in (75, 70, 137):
+        decision = decide(Start(7, 0, "n1", code), "", run, history)
+        assert (decision.again, decision.code) == (False, ExitCode.RECIPE)
+        assert decision.why == "job 8 trains this run"
+        assert decide(Start(8, 0, "n1", code), "", run, history).again
+    assert decide(Start(7, 0, "n1", 0), "", run, history).code == ExitCode.DONE
 
 
 def test_a_controller_that_says_nothing_at_all_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

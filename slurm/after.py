@@ -31,6 +31,9 @@ CONTROLLER_AWAY_SECONDS = 3600.0
 COMMAND_RESTARTS = 5  # of a command that keeps no count of its own progress
 BAD_STARTS = 3  # in a row without a step in between, after which it is not the nodes' fault
 FINAL = {ExitCode.DONE: "finished", ExitCode.DATA: "the data are bad", ExitCode.RECIPE: "the recipe is bad"}
+OWN_LOG = Path(
+    "/proc/self/fd/1"
+)  # sbatch's, opened by its script; scontrol's StdOut misreads a %% in its path
 BAD_NODE = re.compile(r"^bitdance: bad node (\S+?): (.*)$", re.MULTILINE)
 
 
@@ -166,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     job = {} if done and run is not None else record_of(start, 0.0 if done else CONTROLLER_AWAY_SECONDS)
     if job is None:
         return ExitCode.DONE if done else ExitCode.REQUEUE
-    decision = decide(start, this_start(job.get("StdOut", "")), run, history)
+    decision = decide(start, this_start(), run, history)
     cancelled = history is not None and any(line["job"] == start.job for line in history.lines("cancel"))
     if cancelled and decision.again:
         decision = Decision(False, ExitCode.REQUEUE, "saved and cancelled, as asked")
@@ -218,10 +221,10 @@ def run_of(recipe: str, overrides: Sequence[str]) -> Path | None:
     return Path(found[0]) if found else None
 
 
-def this_start(log: str) -> str:
-    """The part of a job's log that its latest start has written."""
+def this_start(log: Path = OWN_LOG) -> str:
+    """The part of a job's log that its latest start has written; nothing where it is no file."""
     try:
-        text = Path(log).read_text(errors="replace")
+        text = log.read_text(errors="replace") if log.is_file() else ""
     except OSError:
         return ""
     return text[max(0, text.rfind("bitdance: start ")) :]

@@ -43,9 +43,9 @@ class JobFolder:
         output = Path("data") / name if remote else Path(output)
         return cls(output.with_name(f"{output.name}.slurm"))
 
-    def log(self, job: int) -> Path:
-        """What the job's script and ranks print."""
-        return self.path / f"{job}.log"
+    def log_pattern(self, name: str) -> str:
+        """Where sbatch writes what a job prints: `name` has patterns (%j), the folder's own % are none."""
+        return f"{str(self.path.resolve()).replace('%', '%%')}/{name}"
 
     def note(self, event: str, job: int, **details: Any) -> None:
         """Append a line."""

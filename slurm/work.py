@@ -131,7 +131,7 @@ def stage_work(recipe: StageRecipe, asked: Asked, site: Site) -> Work:
         "signal": f"B:USR1@{site.save_seconds}",
     }
     options["cpus-per-task"] = str(max(site.cpus_per_task, recipe.world.threads))
-    options |= {"output": str(folder.path.resolve() / "%j.log")} | options_of(site.sbatch_options)
+    options |= options_of(site.sbatch_options)
     return Work(
         title=f"train {recipe.run}",
         script="train.sbatch",
@@ -183,7 +183,7 @@ def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work
     options = common_options(site, Path(recipe.output).name, folder) | {
         "gpus-per-node": "1" if gpu else None,
         "array": f"0-{asked.slices - 1}%{site.array_at_once}",
-        "output": str(folder.path.resolve() / "%A_%a.log"),
+        "output": folder.log_pattern("%A_%a.log"),
     }
     array = Work(
         title=f"tokenize {recipe.output} in {asked.slices} slices",
@@ -249,5 +249,5 @@ def common_options(site: Site, name: str, folder: JobFolder) -> dict[str, str | 
         "cpus-per-task": str(site.cpus_per_task),
         "time": site.time_limit,
         "chdir": os.getcwd(),
-        "output": str(folder.path.resolve() / "%j.log"),
+        "output": folder.log_pattern("%j.log"),
     }

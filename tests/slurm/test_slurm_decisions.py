@@ -42,7 +42,7 @@ def test_bad_nodes_are_those_that_this_start_has_named(tmp_path: Path) -> None:
         "bitdance: start 0 of job 7\nbitdance: bad node n1: old\n"
         "bitdance: start 1 of job 7\nnoise\nbitdance: bad node n2: 0.1 GB are free in /tmp, 2 are needed\n"
     )
-    decision = end(tmp_path, 75, this_start(str(log)))
+    decision = end(tmp_path, 75, this_start(log))
     assert decision.again and decision.without == ("n2",)
     assert decision.why == "n2: 0.1 GB are free in /tmp, 2 are needed"
 

@@ -257,6 +257,7 @@ def test_data_jobs_do_not_take_what_training_takes(
             assert work.options["gpus-per-node"] == ("1" if array and device == "cuda" else None)
             assert work.options["mem"] == "9G" and "exclusive" not in work.options
     (work,) = work_of(open_recipe(stage(inputs, tmp_path), ()), Asked(), SiteFile(site))
+    assert work.options["output"] == f"{tmp_path.resolve()}/run/slurm/%j.log"
     assert {"exclusive": "", "mem": "0", "partition": "gpu"}.items() <= work.options.items()
 
 

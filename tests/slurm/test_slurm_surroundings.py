@@ -55,6 +55,12 @@ def test_a_folder_without_locks_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
         pass
 
 
+def test_a_percent_sign_of_a_folder_is_no_pattern(tmp_path: Path) -> None:
+    """sbatch would put the job's name in its place."""
+    folder = JobFolder.of_run(tmp_path / "lr%x-50%")
+    assert folder.log_pattern("%j.log") == f"{tmp_path.resolve()}/lr%%x-50%%/slurm/%j.log"
+
+
 @pytest.mark.parametrize(("allowed", "complaints"), [("ALL", 0), ("staff", 1)])
 def test_a_group_without_a_name(monkeypatch: pytest.MonkeyPatch, allowed: str, complaints: int) -> None:
     monkeypatch.setattr(os, "getgroups", lambda: [4_000_000_001])

@@ -196,6 +196,8 @@ def log_path(output: str | Path, rank: int | None) -> Path:
         if path.exists():
             return path
         where = f"{path} does not exist"
+        if others := sorted(int(log.stem.removeprefix("rank-")) for log in path.parent.glob("rank-*.log")):
+            raise DataError(f"{where}: the run's ranks are {', '.join(map(str, others))}")
     raise DataError(
         f"{where}: the job has not started yet (`bitdance jobs` says why), or was given to plain sbatch, and "
         "its log is where its script says"

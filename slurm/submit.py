@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +20,7 @@ from slurm.work import Asked, Work, open_recipe, work_of
 from trainer.recipe import StageRecipe
 
 TAKE_BACK_SECONDS = 60.0  # for which the controller may be away, when half a chain is to be cancelled
+_EXPORTED = re.compile(r"^([ \t]*export[ \t]+\w+=).+$", re.MULTILINE)  # keys, maybe: not for a terminal
 
 
 def gather(paths: Sequence[Path], overrides: Sequence[str], asked: Asked, file: SiteFile) -> list[Work]:
@@ -151,7 +153,8 @@ def filled(work: Work, file: SiteFile, after: int | str | None) -> str:
 
 def show_scripts(works: Sequence[Work], file: SiteFile) -> None:
     """What `submit` would do, on the terminal."""
+    shown = replace(file, text=_EXPORTED.sub(r"\1...", file.text))
     for number, work in enumerate(works):
         say(f"# === {work.title}" + (" (done already: left out)" if work.done else ""))
         say(f"# sbatch {work.folder.path / work.script} {' '.join(work.arguments)}")
-        say(filled(work, file, "JOB-BEFORE" if number else None).rstrip())
+        say(filled(work, shown, "JOB-BEFORE" if number else None).rstrip())

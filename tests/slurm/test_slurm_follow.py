@@ -46,6 +46,17 @@ def test_the_log_of_a_dataset_in_a_store(remote: JobFolder) -> None:
     assert logs(STORE, "--rank", "0") == f"{STORE}: a data job has no ranks; leave --rank out"
 
 
+def test_the_log_of_a_rank_that_the_run_has_not(tmp_path: Path) -> None:
+    folder, run = JobFolder.of_run(tmp_path), RunFolder(tmp_path)
+    folder.note("submitted", 7)
+    assert "the job has not started yet" in logs(str(tmp_path), "--rank", "9")
+    run.logs.mkdir()
+    for rank in (0, 1):
+        (run.logs / f"rank-{rank}.log").write_text("said\n")
+    assert logs(str(tmp_path), "--rank", "1") == "said\n"
+    assert logs(str(tmp_path), "--rank", "9").endswith("does not exist: the run's ranks are 0, 1")
+
+
 def test_what_was_never_submitted_is_said_with_where_it_was_looked_for(remote: JobFolder) -> None:
     assert logs("s3://bucket/other") == (
         "s3://bucket/other was never submitted from here: there is no data/bucket/other.slurm/history.jsonl"

@@ -344,3 +344,6 @@ def test_keys_are_nobody_elses(
     assert not [path for path, text in written.items() if "of-the-shell" in text]
     assert [path for path, text in written.items() if "of-the-site" in text] == [script]
     assert script.stat().st_mode & 0o777 == 0o600
+    shown = CliRunner().invoke(app, ["submit", str(recipe), "--site", str(site), "--dry-run"]).stdout
+    assert "of-the-site" not in shown and "\nexport AWS_SECRET_ACCESS_KEY=...\n" in shown
+    assert "export MASTER_ADDR=${" in shown  # what the script itself says

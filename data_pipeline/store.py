@@ -45,7 +45,8 @@ def writing_to(place: str | Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else _number_by_rust(error)
         if number not in NO_PLACE:
             raise
-        file = getattr(error, "filename", None)
+        # A copy that fails names its source first, and where it was to go second.
+        file = getattr(error, "filename2", None) or getattr(error, "filename", None)
         where = final_of(os.fsdecode(file)) if file else place
         raise PlaceUnusable(
             f"{where}: {os.strerror(number)}; what is done stays done. Make room or "

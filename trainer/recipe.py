@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from data_pipeline.batch_recipe import BatchRecipe
+from data_pipeline.ingest.storage import StoreAddress
 from foundation.errors import RecipeError
 from foundation.sections import Problem, Section, check
 from models.flow_settings import FlowSettings
@@ -211,7 +212,7 @@ class CheckpointSection(Section):
     every_minutes: PositiveFloat | None = 30.0
     keep_last: PositiveInt = 2
     keep_every: PositiveInt | None = None
-    remote: str | None = None
+    remote: StoreAddress | None = None
 
 
 class GuardSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from trainer.checkpoint_files import MANIFEST, parse_manifest, refuse_other_run,
 from trainer.metrics import EventLog
 from trainer.recipe import CheckpointSection
 from trainer.run_folder import RunFolder
+
+_WRITTEN = re.compile(r"\.metadata|__\d+_\d+\.distcp")  # by torch.distributed.checkpoint
 
 
 class RemoteStore:
@@ -86,7 +89,7 @@ class RemoteStore:
             if step in steps:
                 _remove(filesystem, f"{root}/{folder.name}")
             for cut_short in begun - set(steps):
-                filesystem.rm(f"{root}/step-{cut_short}", recursive=True)
+                _remove_left_over(filesystem, f"{root}/step-{cut_short}")
             _put(filesystem, folder, f"{root}/{folder.name}")
             up_to_here = {step, *(there for there in steps if there < step)}
             for old in superseded(up_to_here, self._section.keep_last, self._section.keep_every):
@@ -180,6 +183,13 @@ def _put(filesystem: fsspec.AbstractFileSystem, folder: Path, copy: str) -> None
     if {file["name"].split("/")[-1]: file["size"] for file in there} != sizes:
         raise OSError(f"{copy} was changed by someone else while it was written")
     filesystem.put_file(str(folder / MANIFEST), f"{copy}/{MANIFEST}")
+
+
+def _remove_left_over(filesystem: fsspec.AbstractFileSystem, copy: str) -> None:
+    """What an upload has left; a folder that holds anything else is a person's own."""
+    names = [path.split("/")[-1] for path in filesystem.find(copy)]
+    if names and all(map(_WRITTEN.fullmatch, names)):
+        filesystem.rm(copy, recursive=True)
 
 
 def _remove(filesystem: fsspec.AbstractFileSystem, copy: str) -> None:

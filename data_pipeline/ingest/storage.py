@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import IO, Annotated, Any, TypeGuard, cast
 
 from pydantic import AfterValidator
@@ -32,7 +33,23 @@ def _local(path: str) -> str:
     return path
 
 
+def _address(text: str) -> str:
+    scheme, slashes, rest = text.partition("://")
+    if (not slashes and not os.path.isabs(text)) or (slashes and not rest):
+        raise ValueError(f"{text!r} is no address: expected s3://bucket/prefix, or an absolute path")
+    if slashes:
+        from fsspec.registry import known_implementations
+
+        if scheme not in known_implementations:
+            raise ValueError(f"{text}: {scheme}:// is not known; expected for example s3://bucket/prefix")
+        package = known_implementations[scheme]["class"].split(".")[0]
+        if find_spec(package) is None:
+            raise ValueError(f"{text}: {scheme}:// needs the package {package}, which is not installed")
+    return text
+
+
 LocalPath = Annotated[str, AfterValidator(_local)]  # in recipes: where no address of an object store will do
+StoreAddress = Annotated[str, AfterValidator(_address)]  # in recipes: a place for files, of any kind of store
 
 
 @contextmanager

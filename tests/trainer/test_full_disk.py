@@ -1,5 +1,6 @@
 """A save that meets a full disk, for real: the run goes on, loudly, and the older checkpoint stays."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from rank_processes import run_ranks
 from small_stage import make_inputs, write_recipe
+
+from data_pipeline.store import PlaceUnusable, writing_to
 
 SCRIPT = Path(__file__).with_name("full_disk_ranks.py")
 ROOT = Path(__file__).parents[2]
@@ -53,3 +56,9 @@ def test_a_disk_that_is_full_at_the_end_is_said_and_the_run_goes_on_when_there_i
         assert not list((disk / "run").glob("export.partial*"))
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_copy_that_finds_no_room_is_told_by_where_it_was_to_go() -> None:
+    """As `shutil.copyfile` raises it, whose source may lie on another disk."""
+    with pytest.raises(PlaceUnusable, match=r"^export/copy: No space left on device"), writing_to("a place"):
+        raise OSError(errno.ENOSPC, "No space left on device", "elsewhere/source", None, "export/copy")

@@ -207,12 +207,15 @@ def test_uploads_cut_short_are_cleared_up_by_the_next(tmp_path: Path, remote: Pa
     for name in ("step-3", "step-5", "step-9"):
         (remote / "run" / name).mkdir(parents=True)
         (remote / "run" / name / "__7_0.distcp").write_bytes(b"of eight ranks")
+    (remote / "run" / "step-77").mkdir()
+    (remote / "run" / "step-77" / "mine.txt").write_text("no checkpoint's")
     (remote / "run" / "step-3.mine").mkdir()
     (remote / "run" / "step-3.mine" / MANIFEST).write_text("{}")
     saver = checkpoints(run, f"file://{remote}", keep_last=2)
     save_and_copy(saver, 4, 5)
     saver.close()
-    assert copies(remote) == ["step-3.mine", "step-4", "step-5"]
+    assert copies(remote) == ["step-3.mine", "step-4", "step-5", "step-77"]
+    assert (remote / "run" / "step-77" / "mine.txt").exists()
     here = {path.name: path.read_bytes() for path in (run.checkpoints / "step-5").iterdir()}
     assert {path.name: path.read_bytes() for path in (remote / "run" / "step-5").iterdir()} == here
 

@@ -16,6 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
@@ -49,11 +50,16 @@ def sweep_abandoned(paths: Iterable[Path]) -> None:
 
 
 def last_change(path: Path) -> float:
-    """When a file, or anything in a folder, last changed (seconds since 1970); 0 where it has just gone."""
-    try:
-        return max([path.stat().st_mtime, *(inner.stat().st_mtime for inner in path.rglob("*"))])
-    except FileNotFoundError:
-        return 0.0
+    """When a file, or anything in a folder, last changed (seconds since 1970); 0 where it has just gone.
+
+    What goes from the folder meanwhile is passed over: its owner is at work.
+    """
+    inside = (Path(top, name) for top, folders, files in os.walk(path) for name in (*folders, *files))
+    newest = 0.0
+    for place in (path, *inside):
+        with suppress(FileNotFoundError):
+            newest = max(newest, place.stat().st_mtime)
+    return newest
 
 
 def owner_has_ended(path: Path) -> bool:

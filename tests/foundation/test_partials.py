@@ -64,3 +64,11 @@ def test_another_hosts_folder_is_swept_after_a_day_without_any_change_in_it(tmp_
 
 def test_what_has_gone_meanwhile_is_no_error(tmp_path):
     sweep_abandoned([tmp_path / ".a.elsewhere.1.01234567.partial"])
+
+
+def test_what_goes_from_a_living_owners_folder_meanwhile_does_not_make_it_abandoned(tmp_path):
+    partial = partial_path(tmp_path / "made")
+    partial.mkdir()
+    (partial / "gone").symlink_to(tmp_path / "nowhere")  # listed, and not there when it is looked at
+    sweep_abandoned([partial])
+    assert partial.exists()

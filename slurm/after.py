@@ -31,9 +31,7 @@ CONTROLLER_AWAY_SECONDS = 3600.0
 COMMAND_RESTARTS = 5  # of a command that keeps no count of its own progress
 BAD_STARTS = 3  # in a row without a step in between, after which it is not the nodes' fault
 FINAL = {ExitCode.DONE: "finished", ExitCode.DATA: "the data are bad", ExitCode.RECIPE: "the recipe is bad"}
-OWN_LOG = Path(
-    "/proc/self/fd/1"
-)  # sbatch's, opened by its script; scontrol's StdOut misreads a %% in its path
+OWN_LOG = Path("/proc/self/fd/1")  # the job's, opened by its script; scontrol misreads a %% in its path
 BAD_NODE = re.compile(r"^bitdance: bad node (\S+?): (.*)$", re.MULTILINE)
 
 

@@ -18,13 +18,8 @@ from foundation.errors import DataError
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 BUFFER_BYTES = 1 << 16  # tarfile copies what is left of it at each read of a header
-EXTENDED_TYPES = (
-    b"x",
-    b"g",
-    b"X",
-    b"L",
-    b"K",
-)  # headers about the next member: their content is a long name, or attributes
+# Headers about the next member: their content is a long name, or attributes.
+EXTENDED_TYPES = (b"x", b"g", b"X", b"L", b"K")
 EXTENDED_BYTES = 1 << 14  # of such a content: it is read whole, and parsed in time that grows with its square
 # What tarfile raises about headers that lie, besides its own errors.
 DAMAGE = (tarfile.TarError, EOFError, ValueError, LookupError, OverflowError)

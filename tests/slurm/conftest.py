@@ -64,7 +64,7 @@ def faulty(cluster: Cluster) -> Cluster:
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer, a text tokenizer and latents."""
-    folder = tmp_path_factory.mktemp("refusals")
+    folder = tmp_path_factory.mktemp("inputs")
     make_inputs(folder)
     return folder
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-# What strangers wrote is read only up to here, for a worker parses it whole. JSON becomes some fifty times its
-# bytes in Python's objects; the downloader's, with the EXIF of a camera, has a few kilobytes.
+# What strangers wrote is read only up to here, for a worker parses it whole. JSON becomes up to fifty times
+# its bytes in Python's objects; the downloader's, with the EXIF of a camera, has a few kilobytes.
 JSON_BYTES = 1 << 20
 CAPTION_BYTES = 4 << 20  # far above what `captions.max_tokens` leaves of one
 

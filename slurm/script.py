@@ -1,4 +1,4 @@
-"""Fills a batch script in: values of its `#SBATCH` lines, and the site's lines between its two marks."""
+"""Fills a batch script in: values of its `#SBATCH` lines, and what stands between marks in place of reading it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parent
 _OPTION = re.compile(r"#SBATCH --([a-z-]+)(=\S+)?")
 _WORD = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.+))?", re.DOTALL)
-_SITE = re.compile(r"(# --- the site[^\n]*begin site\n)(.*?)(# -+ end site\n)", re.DOTALL)
+_BLOCK = re.compile(r"(# --- [^\n]*begin (\w+)\n).*?(# -+ end \2\n)", re.DOTALL)
 
 
 def fill_in(name: str, options: Mapping[str, str | None], site_lines: str) -> str:
-    """A script of this folder with other values.
+    """A script of this folder with other values, and with all that it reads at its start inside.
 
     Args:
         name: of the script.
@@ -36,8 +36,8 @@ def fill_in(name: str, options: Mapping[str, str | None], site_lines: str) -> st
             lines.append(line.replace("# SITE", "#") if match else line)
         if number == last:
             lines += [_directive(key, value) for key, value in left.items() if value is not None]
-    filled = "\n".join(lines) + "\n"
-    return _SITE.sub(lambda m: f"{m[1]}{site_lines.rstrip()}\n{m[3]}", filled)
+    blocks = {"common": (SCRIPTS / "job.bash").read_text(), "site": site_lines}
+    return _BLOCK.sub(lambda m: f"{m[1]}{blocks[m[2]].rstrip()}\n{m[3]}", "\n".join(lines) + "\n")
 
 
 def _directive(key: str, value: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -22,6 +23,15 @@ exit 0
 """
 
 
+def repository(folder: Path) -> Path:
+    """The scripts in ``folder``, as in a clone that is not yet made a site's."""
+    scripts = folder / "slurm"
+    scripts.mkdir(exist_ok=True)
+    for path in [*(ROOT / "slurm").glob("*.sbatch"), ROOT / "slurm" / "job.bash"]:
+        shutil.copy(path, scripts)
+    return scripts
+
+
 def run_script(folder: Path, name: str) -> tuple[int, list[str]]:
     """One start of a script on a node without the interpreter: its exit code, and what it told scontrol."""
     told, log = folder / "told", folder / "log"
@@ -33,7 +43,7 @@ def run_script(folder: Path, name: str) -> tuple[int, list[str]]:
     environment = os.environ | JOB | (ELEMENT if name == "tokenize" else {})
     with open(log, "a") as file:
         done = subprocess.run(
-            ["bash", str(ROOT / "slurm" / f"{name}.sbatch"), *ARGUMENTS[name]],
+            ["bash", repository(folder) / f"{name}.sbatch", *ARGUMENTS[name]],
             cwd=folder,
             env=environment | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": "/no/python"},
             stdout=file,
@@ -63,6 +73,34 @@ def test_a_node_without_the_interpreter_is_left_out_and_three_starts_of_it_are_t
     assert "bitdance: bad node n1: there is no /no/python" in log.read_text()
 
 
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_script_that_is_submitted_elsewhere_says_so(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        ["bash", ROOT / "slurm" / f"{name}.sbatch", *ARGUMENTS[name]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 78
+    assert f"submit in the root of the repository, not in {tmp_path}" in done.stdout
+
+
+def test_an_array_script_that_is_submitted_as_one_job_says_so(tmp_path: Path) -> None:
+    for command in ("scontrol", "srun"):
+        (tmp_path / command).write_text("#!/bin/sh\necho JobId=12 Restarts=0\n")
+        (tmp_path / command).chmod(0o755)
+    done = subprocess.run(
+        ["bash", repository(tmp_path) / "tokenize.sbatch", *ARGUMENTS["tokenize"]],
+        cwd=tmp_path,
+        env=os.environ | JOB | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "/bin/true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "usage: sbatch --array=0-39 slurm/tokenize.sbatch" in done.stderr
+
+
 def test_the_requeue_reaches_a_command_that_does_not_ignore_it(tmp_path: Path) -> None:
     """What the test above stands on: the stand-in's signal ends its own group."""
     scontrol = tmp_path / "scontrol"
@@ -84,7 +122,7 @@ def test_the_sites_lines_may_use_what_is_not_set(tmp_path: Path, name: str) -> N
         ["bash", "-c", script, name, *ARGUMENTS[name]], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "read /lib:\n", "")
-    assert script.index("end site") < script.index("\nset -u") < script.index("PYTHON=${PYTHON")
+    assert script.index("end site") < script.index("\nbegin_start\n")
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -115,7 +153,7 @@ def test_what_the_shell_was_in_a_job_of_its_own_does_not_count(
         (tmp_path / command).write_text(text)
         (tmp_path / command).chmod(0o755)
     done = subprocess.run(
-        ["bash", str(ROOT / "slurm" / f"{name}.sbatch"), *ARGUMENTS[name]],
+        ["bash", repository(tmp_path) / f"{name}.sbatch", *ARGUMENTS[name]],
         cwd=tmp_path,
         env=os.environ
         | JOB
@@ -154,7 +192,7 @@ def publish(folder: Path) -> tuple[int, str]:
         (folder / command).chmod(0o755)
     (folder / "done").write_text("")
     done = subprocess.run(
-        ["bash", str(ROOT / "slurm" / "export.sbatch"), "run/export", "published/", "--prompt", "a cat"],
+        ["bash", repository(folder) / "export.sbatch", "run/export", "published/", "--prompt", "a cat"],
         cwd=folder,
         env=os.environ | JOB | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": f"{folder}/python"},
         capture_output=True,

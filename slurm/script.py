@@ -1,4 +1,4 @@
-"""Fills a batch script in: values of its `#SBATCH` lines, and what stands between marks in place of reading it."""
+"""Fills a batch script in: its `#SBATCH` values, and between marks what it would read at its start."""
 
 from __future__ import annotations
 

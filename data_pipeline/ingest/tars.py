@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
-from data_pipeline.ingest.samples import RawSample, Refused, foreign_json, plain_values
+from data_pipeline.ingest.samples import (
+    CAPTION_BYTES,
+    JSON_BYTES,
+    RawSample,
+    Refused,
+    foreign_json,
+    plain_values,
+)
 from foundation.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
@@ -32,7 +39,7 @@ def read_tar(stream: IO[bytes], name: str, max_member: int) -> Iterator[RawSampl
     Args:
         stream: the tar, read once from front to back.
         name: for messages.
-        max_member: cap in bytes on a member's size.
+        max_member: cap in bytes on a picture's size; captions and JSON have caps of their own.
 
     Raises:
         DataError: the tar is damaged, cut short, compressed, or has a forbidden member.
@@ -41,7 +48,7 @@ def read_tar(stream: IO[bytes], name: str, max_member: int) -> Iterator[RawSampl
 
     seen: set[str] = set()
     clashes: list[Refused] = []
-    members = _distinct(_members(stream, name, max_member, clashes), clashes)
+    members = _distinct(_members(stream, name, max_member), clashes)
     for group in group_by_keys(members):
         key = group["__key__"]
         if key in seen:
@@ -55,10 +62,14 @@ def read_tar(stream: IO[bytes], name: str, max_member: int) -> Iterator[RawSampl
     yield from clashes
 
 
-def _members(
-    stream: IO[bytes], name: str, max_member: int, refused: list[Refused]
-) -> Iterator[dict[str, Any]]:
-    """The regular files of a tar as webdataset's grouping takes them, after checking each member."""
+def _members(stream: IO[bytes], name: str, max_member: int) -> Iterator[dict[str, Any]]:
+    """The regular files of a tar as webdataset's grouping takes them, after checking each member; in place of
+    the content of one over its cap the reason why its sample is refused."""
+    caps = {
+        **dict.fromkeys(IMAGE_EXTENSIONS, max_member),
+        **dict.fromkeys(CAPTION_EXTENSIONS, CAPTION_BYTES),
+        "json": JSON_BYTES,
+    }
     watched = _Watched(stream)
     try:
         with tarfile.open(
@@ -66,21 +77,36 @@ def _members(
         ) as tar:
             for member in tar:
                 _check_member(member, name)
-                if not member.isreg():
-                    continue
-                if member.size > max_member:
-                    refused.append(Refused(member.name, f"{member.size} bytes, over the cap of {max_member}"))
-                    continue
-                file = tar.extractfile(member)
-                data = file.read() if file else b""
-                if len(data) != member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                yield {"fname": member.name, "data": data, "__url__": name}
+                if member.size < 0:  # by an attribute
+                    raise tarfile.ReadError(f"{member.name!r} claims {member.size} bytes")
+                key, extension = _key_and_extension(member.name)
+                if member.isreg() and not extension.startswith("__"):  # names of webdataset's own
+                    cap = caps.get(extension)
+                    # What nobody looks at only shows that there is such a sample.
+                    data = b"" if cap is None else _content(tar, member, key, cap)
+                    yield {"fname": member.name, "data": data, "__url__": name}
             end = tar.offset
     except DAMAGE as error:
         raise DataError(f"{name} is no tar, damaged or cut short ({error}); {MEND}") from None
     if not watched.ends_at(end):
         raise DataError(f"{name} is damaged or cut short behind byte {end}; {MEND}")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, cap: int) -> bytes | Refused:
+    if member.size > cap:
+        base = PurePosixPath(member.name).name
+        return Refused(key, f"its {base} has {member.size} bytes, over the cap of {cap}")
+    file = tar.extractfile(member)
+    data = file.read() if file else b""
+    if len(data) != member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
+
+
+def _key_and_extension(name: str) -> tuple[str, str]:
+    """A member's name, cut at the first dot behind its folders; the extension in small letters."""
+    extension = name.rpartition("/")[2].partition(".")[2]
+    return name.removesuffix(f".{extension}"), extension.lower()
 
 
 def tars_inside(stream: IO[bytes], size: int) -> Iterator[tuple[str, int, int]]:
@@ -139,18 +165,20 @@ def _distinct(members: Iterator[dict[str, Any]], refused: list[Refused]) -> Iter
     """Without members of a name that the sample under way has already (webdataset's grouping would raise)."""
     last_key, extensions = "", set[str]()
     for member in members:
-        key, _, extension = member["fname"].rpartition("/")[2].partition(".")
-        key = member["fname"].removesuffix(f".{extension}")
+        key, extension = _key_and_extension(member["fname"])
         if key != last_key:
             last_key, extensions = key, set()
-        if extension.lower() in extensions:
+        if extension in extensions:
             refused.append(Refused(key, f"two members named .{extension} in its shard"))
             continue
-        extensions.add(extension.lower())
+        extensions.add(extension)
         yield member
 
 
 def _sample(key: str, group: dict[str, Any]) -> RawSample | Refused:
+    over = next((data for data in group.values() if isinstance(data, Refused)), None)
+    if over is not None:
+        return over
     picture = next((group[e] for e in IMAGE_EXTENSIONS if e in group), None)
     if picture is None:
         return Refused(key, "no picture among its members")

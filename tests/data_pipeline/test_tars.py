@@ -3,12 +3,13 @@
 import io
 import json
 import tarfile
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.ingest.samples import RawSample, Refused
+from data_pipeline.ingest.samples import CAPTION_BYTES, JSON_BYTES, RawSample, Refused
 from data_pipeline.ingest.tars import DAMAGE, read_tar, tars_inside
 from foundation.errors import DataError
 
@@ -66,7 +67,12 @@ def test_the_text_member_goes_before_the_json():
         ([("a.jpg", b"x"), ("a.json", b"{")], "json cannot be read"),
         ([("a.jpg", b"x"), ("a.json", b"[1]")], "not an object"),
         (sample("a", status="failed_to_resize"), "failed_to_resize"),
-        ([("a.jpg", b"x" * (CAP + 1))], "over the cap"),
+        ([("a.jpg", b"x" * (CAP + 1)), ("a.txt", b"a cat")], "a.jpg has 1048577 bytes, over the cap"),
+        ([("a.jpg", b"x"), ("a.json", b"[" * (JSON_BYTES + 1))], "a.json has 1048577 bytes, over the cap"),
+        ([("a.jpg", b"x"), ("a.JSON", b"1," * JSON_BYTES)], "over the cap of 1048576"),
+        ([("a.jpg", b"x"), ("a.txt", b" " * (CAPTION_BYTES + 1))], "over the cap of 4194304"),
+        ([("a.cls", b"7"), ("a.txt", b"no picture")], "no picture"),
+        ([("a.cls", b"only what nobody looks at")], "no picture"),
     ],
 )
 def test_bad_samples_are_refused_one_by_one(members, reason):
@@ -74,6 +80,36 @@ def test_bad_samples_are_refused_one_by_one(members, reason):
     assert [type(s) for s in found if s.key.startswith("a")] == [Refused]
     assert reason in next(s for s in found if isinstance(s, Refused)).reason
     assert [s.key for s in found if isinstance(s, RawSample)] == ["good"]
+
+
+def test_captions_and_json_up_to_their_caps_are_read():
+    body = json.dumps({"caption": "from json"}).encode().ljust(JSON_BYTES)
+    one, two = read(
+        make_tar([("a.jpg", b"x"), ("a.json", body), ("b.jpg", b"x"), ("b.txt", b"t" * CAPTION_BYTES)])
+    )
+    assert one == RawSample("a", b"x", "from json", {"caption": "from json"})
+    assert two == RawSample("b", b"x", "t" * CAPTION_BYTES, {})
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.txt", "a.npy", "a.seg.png"])
+def test_what_is_over_its_cap_or_of_no_use_never_comes_into_memory(name):
+    """Far below its 64 MB: neither the member's bytes, nor what would be parsed of them."""
+    data = make_tar([("a.jpg", b"x"), (name, b"[1]," * (16 << 20)), *sample("good")])
+    stream = io.BytesIO(data)
+    tracemalloc.start()
+    try:
+        found = list(read_tar(stream, "x.tar", CAP))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    used = name in ("a.npy", "a.seg.png")
+    assert [(s.key, type(s)) for s in found] == [("a", RawSample if used else Refused), ("good", RawSample)]
+
+
+@pytest.mark.parametrize("extension", ["__key__", "__url__", "__bad__", "__local_path__"])
+def test_names_of_the_libraries_own_do_no_harm(extension):
+    found = read(make_tar([("a.jpg", b"x"), (f"a.{extension}", b"x"), ("a.txt", b"a cat"), *sample("b")]))
+    assert [(s.key, s.caption) for s in found if isinstance(s, RawSample)] == [("a", "a cat"), ("b", "a cat")]
 
 
 def test_duplicate_keys_count_once():

@@ -101,7 +101,7 @@ def decode_image(data: bytes, max_pixels: int, json_exif: str | None = None) -> 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """RGB on white, with an embedded ICC profile applied where it fits the picture's mode."""
-    if image.mode in ("I;16", "I;16B", "I", "F"):
+    if image.mode in ("I;16", "I;16B", "I"):
         image = _sixteen_bits_to_grey(image)
     alpha = None
     if image.mode == "P":
@@ -142,12 +142,17 @@ def _sixteen_bits_to_grey(image: Image.Image) -> Image.Image:
     """
     import numpy as np
 
-    values = np.asarray(image, dtype=np.float64)
-    scale = 257.0 if values.size and float(values.max()) > 255.0 else 1.0
-    grey = Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
+    values = np.clip(np.asarray(image), 0, 65535).astype(np.uint16, copy=False)
+    if values.size and values.max() > 255:
+        # values / 257, rounded, in sixteen bits: floats would take gigabytes at 100 megapixels.
+        scaled = (values // 257).astype(np.uint8)
+        scaled += values % 257 > 128
+    else:
+        scaled = values.astype(np.uint8)
+    grey = Image.fromarray(scaled)
     hidden = image.info.get("transparency")
     if isinstance(hidden, int):
-        grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+        grey.putalpha(Image.fromarray((values != hidden) * np.uint8(255)))
     return grey
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from data_pipeline.images import BadImage, decode_image, spelled_orientation
+from data_pipeline.images import BadImage, _sixteen_bits_to_grey, decode_image, spelled_orientation
 
 CAP = 10_000_000
 FIXTURES = Path(os.environ.get("GOLDEN_DIR", "../shared/golden")).parent / "fixtures"
@@ -157,6 +158,32 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     decoded = np.asarray(decode_image(encode(Image.fromarray(ramp)), CAP))[..., 0]
     np.testing.assert_allclose(decoded, ramp / 257, atol=0.51)
+
+
+def grey_by_floats(values):
+    scale = 257.0 if values.max() > 255 else 1.0
+    return np.clip(values.astype(np.float64) / scale, 0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+@pytest.mark.parametrize("values", [range(1 << 16), range(256), range(257), range(-300, 70_000), [0]])
+def test_sixteen_bits_are_scaled_as_by_floats_in_every_value(mode, values):
+    values = np.array([values]) if mode == "I" else np.clip([values], 0, 65535)
+    stored = values.astype({"I;16": "<u2", "I;16B": ">u2", "I": np.int32}[mode])
+    image = Image.frombytes(mode, (values.size, 1), stored.tobytes())
+    assert np.array_equal(np.asarray(_sixteen_bits_to_grey(image)), grey_by_floats(values))
+
+
+def test_sixteen_bits_are_scaled_in_the_memory_of_integers():
+    """Floats took thirty bytes a pixel."""
+    image = Image.fromarray(np.arange(1 << 20, dtype=np.uint32).astype(np.uint16).reshape(1024, 1024))
+    _sixteen_bits_to_grey(image)
+    tracemalloc.start()
+    try:
+        _sixteen_bits_to_grey(image)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_icc_profile_is_applied_and_a_broken_one_ignored():

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.store import writing_to
-from data_pipeline.tokenize.folder import FAILED, TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.folder import DIED, FAILED, TASKS, DatasetFolder, Plan
 from data_pipeline.tokenize.marker import DONE_NAME, counts_in_words, total_counts, without_samples
 from foundation.errors import DataError, Problems, RecipeError
 from foundation.partials import last_change, owner_has_ended
@@ -135,7 +135,8 @@ def print_status(status: Status) -> None:
 
 
 def clear_failures(dataset: str | Path) -> int:
-    """Forget all failures, so that the next run tries those tasks again; their number.
+    """Forget all failures and deaths of workers, so that the next run tries those tasks again; the number of
+    failures.
 
     Raises:
         DataError: no dataset has been begun there.
@@ -144,8 +145,8 @@ def clear_failures(dataset: str | Path) -> int:
     folder, _ = _open(dataset)
     failed = folder.failures()
     with writing_to(folder.root):
-        for number in failed:
-            folder.forget(number, FAILED)
+        for number in failed.keys() | folder.deaths().keys():
+            folder.forget(number, FAILED, DIED)
     return len(failed)
 
 

@@ -8,6 +8,7 @@ tasks/.NNNNN.HOST.PID.XXXXXXXX.partial/    a task under way (or what a killed on
                     (on S3: in the local temporary folder)
 failed/NNNNN.json   a task that cannot be done: the reason, the shard's size at that time, and the samples
                     that could not be used where they were too many
+died/NNNNN.json     a task that is not done, and at which a worker process died: how often, and how last time
 given_up/NNNNN.json a task that the dataset goes without, by `bitdance data retry --give-up`; remove the file
                     to have the task back
 damaged/NNNNN.json  a task that is there, but that `verify` or `finalize` found damaged, and how: it counts as
@@ -35,7 +36,7 @@ from foundation.json_files import parse_json
 from foundation.partials import PARTIAL_SUFFIX, sweep_abandoned
 
 PLAN_NAME = "plan.json"
-TASKS, FAILED, GIVEN_UP, DAMAGED = "tasks", "failed", "given_up", "damaged"
+TASKS, FAILED, DIED, GIVEN_UP, DAMAGED = "tasks", "failed", "died", "given_up", "damaged"
 QUARANTINE_NAME = "quarantine.jsonl"
 NUMBER = re.compile("[0-9]{5,}")
 MARKER = re.compile(TASKS + r"/([0-9]{5,})/" + re.escape(DONE_NAME))
@@ -135,7 +136,7 @@ class DatasetFolder:
                 committed = bool(self.markers([number]))  # what they wrote is what we wrote
                 if not committed:
                     self.set_aside(number)
-        self.forget(number, FAILED, DAMAGED)
+        self.forget(number, FAILED, DIED, DAMAGED)
 
     def reopen(self) -> None:
         """The dataset is not finished any more: a task is to change."""
@@ -146,7 +147,7 @@ class DatasetFolder:
         if not isinstance(self.store, FolderStore):
             return  # working folders are not in the dataset
         root = self.store.path
-        for folder in (root, *(root / name for name in (TASKS, FAILED, GIVEN_UP, DAMAGED))):
+        for folder in (root, *(root / name for name in (TASKS, FAILED, DIED, GIVEN_UP, DAMAGED))):
             sweep_abandoned(folder.glob(f".*{PARTIAL_SUFFIX}"))
 
     def partials(self) -> list[Path]:
@@ -216,6 +217,10 @@ class DatasetFolder:
         """Why tasks failed."""
         return self._notes(FAILED)
 
+    def deaths(self) -> dict[int, dict[str, Any]]:
+        """The tasks that are not done and at which workers died: how often (`deaths`), how last time."""
+        return self._notes(DIED)
+
     def given_up(self) -> dict[int, dict[str, Any]]:
         """The tasks that the dataset goes without, and why."""
         return self._notes(GIVEN_UP)
@@ -243,20 +248,27 @@ class DatasetFolder:
             more = {"refused": refused[:REFUSED_LISTED], "refused_in_all": len(refused)}
         self._note(FAILED, number, shard, reason, **more)
 
+    def note_death(self, number: int, shard: Shard, reason: str) -> int:
+        """Record that a worker died at a task; how many now have, since its shard is what it is."""
+        before = self.deaths().get(number, {})
+        deaths = 1 + (before.get("deaths", 0) if before.get("size") == shard.size else 0)
+        self._note(DIED, number, shard, reason, deaths=deaths)
+        return deaths
+
     def give_up(self, number: int, shard: Shard, reason: str) -> None:
         """Record that the dataset goes without a task, and remove what is there of it."""
         self.reopen()
         self._note(GIVEN_UP, number, shard, reason)
         if number in self.present():
             self.set_aside(number)
-        self.forget(number, FAILED, DAMAGED)
+        self.forget(number, FAILED, DIED, DAMAGED)
 
     def note_damage(self, number: int, shard: Shard, reason: str) -> None:
         """Record that a task that is there is damaged, so that the next run does it again."""
         self._note(DAMAGED, number, shard, reason)
 
     def forget(self, number: int, *kinds: str) -> None:
-        """Forget that a task failed (`FAILED`), or was damaged (`DAMAGED`)."""
+        """Forget that a task failed (`FAILED`), killed workers (`DIED`), or was damaged (`DAMAGED`)."""
         self.store.remove([f"{kind}/{number:05d}.json" for kind in kinds])
 
     def _note(self, kind: str, number: int, shard: Shard, reason: str, **more: Any) -> None:

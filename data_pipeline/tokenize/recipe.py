@@ -75,12 +75,13 @@ class ComputeSection(Section):
 
     Attributes:
         device: `cpu` or `cuda`; process i takes GPU i modulo their number.
-        processes: tasks under way at a time, each with its own copy of the tokenizer.
+        processes: tasks under way at a time, each in a worker process with its own copy of the tokenizer; 0:
+            one at a time in the job's own process, which starts sooner, and dies of what kills a worker.
         decoders: worker processes that decode and resize, for each of those; 0 decodes in the same process.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    processes: int = Field(default=1, gt=0)
+    processes: int = Field(default=1, ge=0)
     decoders: int = Field(default=0, ge=0)
 
 

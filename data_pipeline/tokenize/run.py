@@ -279,10 +279,10 @@ def _do(recipe: TokenizeRecipe, plan: Plan, missing: list[int]) -> dict[int, str
     processes = min(recipe.compute.processes, len(missing))
     # Before any task, once for all processes.
     index = index_folder(recipe.keep) if recipe.keep else None
-    if processes == 1:
-        outcomes = work_here(recipe, plan, index, missing)
-    else:
+    if processes:
         outcomes = work_in_processes(recipe, plan, index, missing, processes)
+    else:
+        outcomes = work_here(recipe, plan, index, missing)
     return {n: reason for n, reason in track(outcomes, "Tokenizing shards", len(missing)) if reason}
 
 

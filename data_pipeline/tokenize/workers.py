@@ -1,129 +1,53 @@
-"""Who does the tasks: one process, or several that share a counter, each with its own decode workers."""
+"""Who does the tasks: worker processes, which are told one after the other, or the job's own process.
+
+What kills a worker (a decoder's crash, want of memory) may be its shard's fault, and then kills every further
+one, in this start and in all others. So the process that hands out the tasks counts deaths, in the dataset's
+folder: after the first a new worker tries the task again behind all others, after the second it has failed.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
-import queue
-import traceback
+import os
+import signal
+import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor
-from contextlib import ExitStack
+from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.ingest.kept import KeptRows
-from data_pipeline.ingest.refusals import TooManyRefused
-from data_pipeline.ingest.samples import printable
-from data_pipeline.ingest.shards import Shard
-from data_pipeline.ingest.storage import StoreUnreachable, fails_for_a_while
-from data_pipeline.store import NO_PLACE, writing_to
-from data_pipeline.tokenize.captions import (
-    CaptionCounter,
-    load_text_tokenizer_or_refuse,
-    text_tokenizer_hash,
-)
-from data_pipeline.tokenize.decoding import decode_pool
-from data_pipeline.tokenize.encoder import Encoder
+from data_pipeline.store import writing_to
 from data_pipeline.tokenize.folder import DatasetFolder, Plan
 from data_pipeline.tokenize.recipe import TokenizeRecipe
-from data_pipeline.tokenize.task import TaskRunner
-from foundation.errors import ExitCode, RecipeError, UserError
+from data_pipeline.tokenize.workshop import GOES_ON, LESS_MEMORY, MachineFails, WorkerDied, Workshop
+from foundation.errors import UserError
+from foundation.parent_process import die_with
+from foundation.progress import say
 
-POLL_SECONDS = 1.0
-MESSAGE_SHOWN = 500  # characters of an error that nobody foresaw
-
-
-class WorkerDied(UserError):
-    """A worker process, or its GPU, is gone; what is done stays done, so the job may simply go on."""
-
-    exit_code = ExitCode.REQUEUE
-
-
-class Workshop:
-    """One process's tokenizers and decode workers, opened once for all of its tasks.
-
-    Args:
-        recipe: the recipe.
-        plan: as fixed by the first run.
-        index: folder of the kept rows' index; None where the recipe keeps all samples.
-        place: number of the process on this machine; it takes GPU `place` modulo their number.
-    """
-
-    def __init__(self, recipe: TokenizeRecipe, plan: Plan, index: Path | None, place: int):
-        self.recipe = recipe
-        self.plan = plan
-        self.index = index
-        self.place = place
-        self.stack = ExitStack()
-
-    def __enter__(self) -> Workshop:
-        recipe, text = self.recipe, self.plan.text_tokenizer
-        self.folder = DatasetFolder(recipe.output)
-        name = str(self.folder.store.local(text.name)) if text.inside else text.name
-        tokenizer = load_text_tokenizer_or_refuse(name)
-        if text_tokenizer_hash(tokenizer) != text.sha256:
-            raise RecipeError(
-                f"The text tokenizer {name} is another one than when {recipe.output} was begun; put the "
-                "earlier one back, or name another output folder"
-            )
-        counter = CaptionCounter(tokenizer, recipe.captions.max_tokens)
-        encoder = Encoder(recipe.tokenizer, recipe.dtype, _device(recipe.compute.device, self.place))
-        kept = KeptRows(recipe.keep.by, self.index) if recipe.keep and self.index else None
-        decoders: Executor | None = None
-        if recipe.compute.decoders:
-            decoders = self.stack.enter_context(decode_pool(recipe.compute.decoders))
-        self.runner = TaskRunner(recipe, self.plan, encoder, counter, kept, decoders)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stack.close()
-
-    def attempt(self, number: int) -> str | None:
-        """Do a task; the reason where its data do not allow it, which is recorded too.
-
-        Raises:
-            StoreUnreachable: a store does not answer, or a file system fails, which is not the shard's fault.
-            WorkerDied: a decode worker or the GPU is gone, which would fail all further tasks as well.
-            OSError: nothing can be written.
-        """
-        import torch
-
-        shard, refused = self.plan.shards[number], list[dict[str, str]]()
-        try:
-            self.runner.run(number)
-        except StoreUnreachable:
-            raise
-        except TooManyRefused as error:
-            reason, refused = str(error), error.refused
-        except UserError as error:
-            reason = str(error)
-        except (BrokenExecutor, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            raise WorkerDied(
-                f"{shard.label}: {type(error).__name__} (probably out of memory: lower compute.processes, "
-                "compute.decoders or batch_pixels); what is done stays done, and the same command goes on"
-            ) from error
-        except Exception as error:
-            # Whatever a shard can do to us ends its own task; the others go on, now and in every rerun.
-            if isinstance(error, OSError) and error.errno in NO_PLACE:
-                raise
-            if fails_for_a_while(error):
-                raise StoreUnreachable(
-                    f"{shard.label}: {error.strerror}; the same command goes on once it can be read"
-                ) from error
-            reason = _unforeseen(shard, error)
-        else:
-            return None
-        self.folder.fail(number, shard, reason, refused)
-        return reason
+DEATHS = 2  # of workers at a task, after which it has failed
+DEATHS_IN_A_ROW = 8  # with no task done between them, which no longer speak of single shards
+# Whoever kills the whole job may reach its workers first; after so long this process would be gone, too.
+OWN_END_SECONDS = 1.0
+ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by people and schedulers: no shard's fault
 
 
 def work_here(
     recipe: TokenizeRecipe, plan: Plan, index: Path | None, missing: list[int]
 ) -> Iterator[tuple[int, str | None]]:
-    """Do tasks in this process; yields each with the reason of its failure."""
+    """Do tasks in this process, and die with the first that kills it; yields each with the reason of its
+    failure."""
     with Workshop(recipe, plan, index, 0) as workshop:
         for number in missing:
-            yield number, workshop.attempt(number)
+            try:
+                reason = workshop.attempt(number)
+            except WorkerDied as death:
+                raise WorkerDied(
+                    f"{plan.shards[number].label}: {death}; {GOES_ON}. With compute.processes above 0 "
+                    "a shard that does so again fails alone"
+                ) from death
+            yield number, reason
 
 
 def work_in_processes(
@@ -132,77 +56,132 @@ def work_in_processes(
     """Do tasks in worker processes; yields each with the reason of its failure, as they end.
 
     Raises:
-        WorkerDied: a worker was killed.
+        MachineFails: workers die one after the other, or before they have a task; or one was told to end.
         UserError: what ended a worker, other than the data of its task.
     """
-    # Not fork: the parent has threads of DuckDB and torch, and a GPU's context does not survive it.
-    context = multiprocessing.get_context("spawn")
-    taken = context.Value("q", 0)
-    outcomes: Any = context.Queue()
-    workers = [
-        context.Process(target=_work, args=(Workshop(recipe, plan, index, place), missing, taken, outcomes))
-        for place in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
+    folder, waiting, left, in_a_row = DatasetFolder(recipe.output), deque(missing), len(missing), 0
+    workers = [_Worker(Workshop(recipe, plan, index, place)) for place in range(processes)]
     try:
-        for _ in missing:
-            yield _next_outcome(outcomes, workers)
-        for worker in workers:
-            worker.join()
+        while left:
+            worker = _next_to_speak(workers)
+            number, word = worker.listen()
+            if number is not None and isinstance(word, WorkerDied):
+                worker.process.join()
+                workers.remove(worker)
+                in_a_row += 1
+                if reason := _count_death(folder, plan, number, word, in_a_row):
+                    left -= 1
+                    yield number, reason
+                else:
+                    waiting.append(number)
+                if waiting:
+                    workers.append(_Worker(worker.workshop))
+                continue
+            if isinstance(word, UserError):
+                raise word
+            if number is not None:
+                left, in_a_row = left - 1, 0
+                yield number, word
+            if waiting:
+                worker.tell(waiting.popleft())
     finally:
         for worker in workers:
-            worker.terminate()
-            worker.join()
+            if left:
+                worker.process.terminate()
+            else:
+                worker.tell(None)
+        for worker in workers:
+            worker.process.join()
 
 
-def _next_outcome(outcomes: Any, workers: list[Any]) -> tuple[int, str | None]:
-    while True:
+class _Worker:
+    """A worker process, and the line to it.
+
+    Attributes:
+        workshop: what it works with.
+        task: what it has been told and not answered yet.
+    """
+
+    def __init__(self, workshop: Workshop):
+        # Not fork: the parent has threads of DuckDB and torch, and a GPU's context does not survive it.
+        context = multiprocessing.get_context("spawn")
+        self.workshop = workshop
+        self.task: int | None = None
+        self.line, its_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(workshop, its_end, os.getpid()))
+        self.process.start()
+        its_end.close()  # so that the line ends with the worker
+
+    def tell(self, number: int | None) -> None:
+        """Have it do a task, or end."""
+        self.task = number
+        with suppress(OSError):  # it has just died, which is heard next
+            self.line.send(number)
+
+    def listen(self) -> tuple[int | None, str | UserError | None]:
+        """The task that it had, and what it says: as `_work` does; or, where it is gone, why."""
+        number, self.task = self.task, None
         try:
-            outcome = outcomes.get(timeout=POLL_SECONDS)
-            if isinstance(outcome, UserError):
-                raise outcome
-            number, reason = outcome
-            return int(number), reason
-        except queue.Empty:
-            dead = [worker.exitcode for worker in workers if worker.exitcode]
-            if dead:
-                raise WorkerDied(
-                    f"A worker process ended with exit code {dead[0]}"
-                    + (" (killed, probably out of memory: lower compute.processes)" if dead[0] == -9 else "")
-                    + "; what is done stays done, and the same command goes on from there"
-                ) from None
+            return number, self.line.recv()
+        except (EOFError, OSError):
+            self.process.join()
+        ended = -(self.process.exitcode or 0)
+        if number is not None and ended not in ASKED_TO_END:
+            return number, WorkerDied(_how(ended))
+        return number, MachineFails(
+            f"A worker process that had no task, or was told to end: {_how(ended)}; {GOES_ON}"
+        )
 
 
-def _work(workshop: Workshop, missing: list[int], taken: Any, outcomes: Any) -> None:
-    parent = multiprocessing.parent_process()
+def _work(workshop: Workshop, line: Any, parent: int) -> None:
+    """What a worker process does: says None when it is ready, then of each task that it is told the reason of
+    its failure, or None; an error, where it can do no more."""
+    die_with(parent)
+    # On Ctrl-C its parent stops it, and only the parent speaks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with writing_to(workshop.recipe.output), workshop:
-            # Whoever's parent was killed stops, instead of going on unseen.
-            while parent is not None and parent.is_alive():
-                with taken.get_lock():
-                    turn = taken.value
-                    taken.value += 1
-                if turn >= len(missing):
-                    return
-                outcomes.put((missing[turn], workshop.attempt(missing[turn])))
-    except KeyboardInterrupt:
-        return
+            line.send(None)
+            while (number := line.recv()) is not None:
+                line.send(workshop.attempt(number))
     except UserError as error:
-        outcomes.put(error)
+        line.send(error)
 
 
-def _unforeseen(shard: Shard, error: Exception) -> str:
-    """A reason to report: what was raised, and the innermost of our own lines that raised it."""
-    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "data_pipeline" in frame.filename]
-    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "unknown place"
-    said = printable(str(error))[:MESSAGE_SHOWN]
-    return f"{shard.label}: {type(error).__name__} at {where}: {said}"
+def _next_to_speak(workers: list[_Worker]) -> _Worker:
+    speaking = wait([worker.line for worker in workers])
+    return next(worker for worker in workers if worker.line in speaking)
 
 
-def _device(kind: str, place: int) -> str:
-    if kind == "cpu":
-        return kind
-    import torch
+def _count_death(
+    folder: DatasetFolder, plan: Plan, number: int, death: WorkerDied, in_a_row: int
+) -> str | None:
+    """Record that a worker died at a task; the reason of the task's failure, where it was not the first one.
 
-    return f"cuda:{place % max(1, torch.cuda.device_count())}"
+    Raises:
+        MachineFails: too many died one after the other.
+    """
+    time.sleep(OWN_END_SECONDS)
+    shard = plan.shards[number]
+    reason = None
+    if folder.note_death(number, shard, str(death)) < DEATHS:
+        say(f"task {number:05d}: {shard.label}: its worker died, and another one will try again: {death}")
+    else:
+        reason = f"{shard.label}: its worker died twice, the last time so: {death}"
+        folder.fail(number, shard, reason)
+    if in_a_row == DEATHS_IN_A_ROW:
+        raise MachineFails(
+            f"{in_a_row} workers died one after the other, the last one at {shard.label} ({death}); "
+            f"so it may be the machine. Otherwise {GOES_ON}"
+        )
+    return reason
+
+
+def _how(ended: int) -> str:
+    """How a process ended: by a signal, or with the negative of an exit code."""
+    if ended <= 0:
+        return f"it ended with exit code {-ended}"
+    why = "a library crashed, such as a decoder"
+    if ended == signal.SIGKILL:
+        why = f"probably out of memory: {LESS_MEMORY}"
+    return f"it was ended by signal {ended}, {signal.strsignal(ended)} ({why})"

@@ -79,6 +79,7 @@ def tokenize_recipe(tmp_path, **changes):
         ],
         "assign": "every",
         "batch_pixels": 3 * 32 * 32,
+        "compute": {"processes": 0},  # here: a worker process takes seconds to start
     }
     return TokenizeRecipe.model_validate(values | changes)
 

@@ -11,7 +11,6 @@ from photo_shards import picture, tokenize_recipe, write_tar, write_tokenizer
 from PIL import Image
 
 import data_pipeline.tokenize.decoding as decoding
-import data_pipeline.tokenize.workers as workers
 from data_pipeline.ingest.kept import KeptRows, index_folder
 from data_pipeline.ingest.recipe import InputSection, KeepSection
 from data_pipeline.ingest.samples import RawSample, Refused
@@ -19,6 +18,7 @@ from data_pipeline.ingest.shards import list_shards, read_shard
 from data_pipeline.metadata.schema import SCORES
 from data_pipeline.status import read_status
 from data_pipeline.tokenize.run import run_tokenize
+from data_pipeline.tokenize.task import TaskRunner
 from foundation.errors import DataError
 
 PHOTO = picture(1, 64, 64)
@@ -74,7 +74,8 @@ def test_a_tar_with_a_strange_json_is_read_but_for_it(tokenizers, tmp_path, body
     section = {"path": [str(tmp_path / "in")]}
     if decoders and reason is None and "exif" in body:
         pytest.skip("the decode worker reads the exif the same way; one start of a worker is enough")
-    run_tokenize(recipe_for(tokenizers, tmp_path, input=section, compute={"decoders": decoders}))
+    compute = {"processes": 0, "decoders": decoders}
+    run_tokenize(recipe_for(tokenizers, tmp_path, input=section, compute=compute))
     refused = quarantine(tmp_path)
     assert [line["key"] for line in refused] == (["x"] if reason else [])
     assert all(reason in line["reason"] for line in refused)
@@ -179,14 +180,14 @@ def test_what_nobody_foresaw_fails_its_task_and_the_others_are_done(tokenizers, 
     for name in ("0", "1"):
         write_tar(tmp_path / "in" / f"{name}.tar", good_members())
     recipe = recipe_for(tokenizers, tmp_path, input={"path": [str(tmp_path / "in")]})
-    run = workers.TaskRunner.run
+    run = TaskRunner.run
 
     def fails_on_the_first(runner, number):
         if number == 0:
             raise error
         return run(runner, number)
 
-    monkeypatch.setattr(workers.TaskRunner, "run", fails_on_the_first)
+    monkeypatch.setattr(TaskRunner, "run", fails_on_the_first)
     said = rf"1 of 2 tasks failed(.|\n)*0\.tar: {type(error).__name__}.*{error.args[-1]}"
     with pytest.raises(DataError, match=said):
         run_tokenize(recipe)

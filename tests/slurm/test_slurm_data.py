@@ -47,6 +47,7 @@ def tokenize_yaml(folder: Path, **more: Any) -> Path:
         "classes": [{"resolution": 128, "buckets": [[128, 128]]}],
         "pictures": {"max_upscale": 8.0},
         "near_duplicates": None,
+        "compute": {"processes": 0},  # forty elements would each wait for a worker process to start
         **more,
     }
     path = folder / "tokenize.yaml"

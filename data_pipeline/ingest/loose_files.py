@@ -1,19 +1,22 @@
-"""Folders with captions, class folders and JSONL manifests, cut into shards by number."""
+"""Folders with captions and class folders, cut into shards by number."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 
 from data_pipeline.ingest.recipe import InputSection
-from data_pipeline.ingest.samples import RawSample, Refused, foreign_json, plain_values
-from data_pipeline.ingest.storage import files_below, is_remote, open_stream
+from data_pipeline.ingest.samples import CAPTION_BYTES, RawSample, Refused, foreign_json, printable
+from data_pipeline.ingest.storage import files_below, open_stream
 from data_pipeline.ingest.tars import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from foundation.errors import DataError
+from foundation.progress import say
+
+CLASSES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -21,24 +24,32 @@ class Part:
     """A stretch of a folder or manifest.
 
     Attributes:
-        first: number of the first picture.
-        count: pictures.
-        size: bytes: of the pictures, or of the manifest's lines.
+        first: number of the first picture or line.
+        count: pictures or lines.
+        size: bytes: of the pictures, or of the lines.
+        listing: what tells it from another without opening a picture or caption, in sixteen hex digits: of a
+            folder names, sizes and entity tags of pictures and captions, of a manifest its lines.
         start: byte at which the part begins; 0 in a folder.
     """
 
     first: int
     count: int
     size: int
-    start: int
+    listing: str
+    start: int = 0
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """A folder: the bytes of all its files, and the names of those that are pictures, sorted."""
+    """A folder: bytes and entity tag of all its files, and the names of those that are pictures, sorted."""
 
-    files: dict[str, int]
+    files: dict[str, tuple[int, str]]
     pictures: list[str]
+
+    def caption(self, picture: str) -> str | None:
+        """The name of a picture's caption file; None where it has none."""
+        stem = picture.rpartition(".")[0]
+        return next((f"{stem}.{e}" for e in CAPTION_EXTENSIONS if f"{stem}.{e}" in self.files), None)
 
 
 @lru_cache(maxsize=1)
@@ -51,9 +62,23 @@ def _listing(folder: str) -> _Listing:
 def folder_parts(folder: str, section: InputSection) -> Iterator[Part]:
     """How a folder's pictures are cut into shards; none where it has none. Walks the folder anew."""
     _listing.cache_clear()
-    listing = _listing(folder)
-    for part in _parts((listing.files[name] for name in listing.pictures), section.samples_per_shard):
-        yield replace(part, start=0)
+    pictures, files = _listing(folder).pictures, _listing(folder).files
+    for first in range(0, len(pictures), section.samples_per_shard):
+        names = pictures[first : first + section.samples_per_shard]
+        listing, _ = folder_part_files(folder, first, len(names), section)
+        yield Part(first, len(names), sum(files[name][0] for name in names), listing)
+
+
+def folder_part_files(folder: str, first: int, count: int, section: InputSection) -> tuple[str, list[str]]:
+    """A part's `listing`, and the paths of its pictures and captions."""
+    whole, digest = _listing(folder), hashlib.sha256()
+    pictures = whole.pictures[first : first + count]
+    captions = map(whole.caption, pictures) if section.kind == "folder" else ()
+    names = [*pictures, *(name for name in captions if name is not None)]
+    for name in names:
+        size, tag = whole.files[name]
+        digest.update(os.fsencode(name) + f"\0{size} {tag}\0".encode())
+    return digest.hexdigest()[:16], [_join(folder, name) for name in names]
 
 
 def read_folder_part(
@@ -62,73 +87,39 @@ def read_folder_part(
     """Some of a folder's pictures, with the captions of their `.txt` files or of their class."""
     captions = class_captions(section)
     listing = _listing(folder)
-    files = listing.files
     for name in listing.pictures[first : first + count]:
-        data = _picture_bytes(_join(folder, name), files[name], section)
+        class_name, below = _class_of(name)
+        if section.kind == "classes" and not below:
+            yield Refused(name, "lies in no class's folder")
+            continue
+        data = read_bounded(_join(folder, name), listing.files[name][0], section.max_member_bytes)
         if isinstance(data, Refused):
             yield Refused(name, data.reason)
-            continue
-        if section.kind == "classes":
-            yield RawSample(name, data, class_caption(name.replace(os.sep, "/").split("/")[0], captions))
-            continue
-        stem = name.rpartition(".")[0]
-        text = next((f"{stem}.{e}" for e in CAPTION_EXTENSIONS if f"{stem}.{e}" in files), None)
-        caption = None
-        if text is not None:
-            with open_stream(_join(folder, text)) as stream:
-                caption = stream.read(section.max_member_bytes).decode("utf-8", errors="replace")
-        yield RawSample(name, data, caption)
+        elif section.kind == "classes":
+            yield RawSample(name, data, class_caption(class_name, captions))
+        else:
+            yield _captioned(folder, name, data, listing)
 
 
-def jsonl_parts(path: str, section: InputSection) -> Iterator[Part]:
-    """How a manifest's lines are cut into shards."""
-    with open_stream(path) as stream:
-        yield from _parts(map(len, stream), section.samples_per_shard)
+def _captioned(folder: str, name: str, data: bytes, listing: _Listing) -> RawSample | Refused:
+    caption = listing.caption(name)
+    if caption is None:
+        return RawSample(name, data, None)
+    text = read_bounded(_join(folder, caption), listing.files[caption][0], CAPTION_BYTES)
+    if isinstance(text, Refused):
+        return Refused(name, f"its {posixpath.basename(caption)} is {text.reason}")
+    return RawSample(name, data, text.decode("utf-8", errors="replace"))
 
 
-def read_jsonl_part(path: str, part: Part, section: InputSection) -> Iterator[RawSample | Refused]:
-    """Some of a manifest's pictures; their paths are relative to the manifest's folder."""
-    folder = posixpath.dirname(path)
-    seen: set[str] = set()
-    with open_stream(path) as stream:
-        stream.seek(part.start)
-        for number, line in enumerate(islice(stream, part.count), part.first):
-            line_name = f"{posixpath.basename(path)}:{number + 1}"
-            sample = _jsonl_sample(line, line_name, folder, section)
-            if sample.key in seen:
-                sample = Refused(line_name, f"duplicate key {sample.key!r} in its shard")
-            seen.add(sample.key)
-            yield sample
+def class_names(folder: str) -> set[str]:
+    """The classes that a folder has pictures of."""
+    return {name for name, below in map(_class_of, _listing(folder).pictures) if below}
 
 
-def _jsonl_sample(line: bytes, key: str, folder: str, section: InputSection) -> RawSample | Refused:
-    try:
-        fields = foreign_json(line)
-    except ValueError:
-        return Refused(key, "its line is no JSON")
-    if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
-        return Refused(key, 'its line is not {"image": path, "caption": text}')
-    image = fields["image"]
-    if "://" in image and not is_remote(image):
-        return Refused(key, "its image is an address on the web; download it first")
-    address = image if is_remote(image) else _join(folder, image)
-    try:
-        # What is no path at all (a NUL, an endless name) is no file either; a pipe would never end.
-        if not is_remote(address) and not os.path.isfile(address):
-            return Refused(key, "its image does not exist, or is no file")
-        data = _picture_bytes(address, None, section)
-    except (DataError, ValueError):
-        return Refused(key, "its image does not exist, or is no file")
-    if isinstance(data, Refused):
-        return Refused(key, data.reason)
-    caption = fields.get("caption")
-    name = fields.get("key", key)
-    return RawSample(
-        str(name) if isinstance(name, (str, int)) else key,
-        data,
-        caption if isinstance(caption, str) else None,
-        plain_values(fields),
-    )
+def _class_of(picture: str) -> tuple[str, str]:
+    """A picture's class and its path below that; the latter "" where the picture is in none."""
+    class_name, _, below = picture.replace(os.sep, "/").partition("/")
+    return class_name, below
 
 
 def class_captions(section: InputSection) -> dict[str, str]:
@@ -150,22 +141,30 @@ def class_caption(name: str, captions: dict[str, str]) -> str:
     return captions.get(name, name.replace("_", " "))
 
 
-def _picture_bytes(path: str, size: int | None, section: InputSection) -> bytes | Refused:
-    if size is None or size <= section.max_member_bytes:
+def say_which_lack_captions(classes: set[str], section: InputSection) -> None:
+    """Say which classes the recipe's captions have no entry for."""
+    missing = sorted(classes - class_captions(section).keys())
+    if section.captions is not None and missing:
+        more = ", ..." if len(missing) > CLASSES_SHOWN else ""
+        shown = ", ".join(map(printable, missing[:CLASSES_SHOWN])) + more
+        say(f"{len(missing)} classes lack a caption in {section.captions} and have their names: {shown}")
+
+
+def read_bounded(path: str, size: int | None, cap: int) -> bytes | Refused:
+    """A file's content; refused where it has more bytes than the cap.
+
+    Args:
+        path: of the file.
+        size: its bytes, where they are known.
+        cap: in bytes.
+    """
+    if size is None or size <= cap:
         with open_stream(path) as stream:
-            data = stream.read(section.max_member_bytes + 1)
-        if len(data) <= section.max_member_bytes:
+            data = stream.read(cap + 1)
+        if len(data) <= cap:
             return data
-    return Refused(path, f"over the cap of {section.max_member_bytes} bytes")
+    return Refused(path, f"over the cap of {cap} bytes")
 
 
 def _join(folder: str, name: str) -> str:
     return posixpath.join(folder, name)
-
-
-def _parts(sizes: Iterable[int], per_shard: int) -> Iterator[Part]:
-    """Parts of `per_shard` pictures or lines, of `sizes` bytes each, one behind the other."""
-    remaining, first, start = iter(sizes), 0, 0
-    while taken := list(islice(remaining, per_shard)):
-        yield Part(first, len(taken), sum(taken), start)
-        first, start = first + len(taken), start + sum(taken)

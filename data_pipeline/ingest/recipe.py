@@ -16,7 +16,8 @@ class InputSection(Section):
         kind: what `path` leads to:
             `webdataset`: tars of img2dataset and the like, a shard each;
             `folder`: folders of pictures, captions in `.txt` files of the same names;
-            `classes`: a folder of one folder per class, whose name is the caption;
+            `classes`: a folder of one folder per class, whose name is the caption (hidden files, and what
+            macOS adds to archives, are not looked at in either);
             `class_tars`: ImageNet's tar of one tar per class, unpacked once: a shard each, its name the
             caption; `jsonl`: manifests, a line `{"image": path, "caption": text}` per picture; `parquet`:
             Hugging Face parquet with an `image` column of `{bytes, path}`, a shard per file.

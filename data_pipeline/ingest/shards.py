@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Any, TypeVar, cast
 
@@ -12,16 +13,18 @@ from data_pipeline.ingest.loose_files import (
     Part,
     class_caption,
     class_captions,
+    class_names,
+    folder_part_files,
     folder_parts,
-    jsonl_parts,
     read_folder_part,
-    read_jsonl_part,
+    say_which_lack_captions,
 )
+from data_pipeline.ingest.manifests import jsonl_part_files, jsonl_parts, read_jsonl_part
 from data_pipeline.ingest.recipe import InputSection
 from data_pipeline.ingest.samples import RawSample, Refused, checked, printable
 from data_pipeline.ingest.storage import (
     exists,
-    file_version,
+    forget_listings,
     matching_files,
     matching_folders,
     not_permitted,
@@ -43,11 +46,13 @@ class Shard:
     Attributes:
         path: local path or `s3://` address.
         size: bytes; another size means another content.
-        first: number of its first picture, for a part of a folder or manifest; for a tar in a tar, the byte
-            at which it begins.
-        count: pictures, for a part of a folder or manifest.
+        first: number of its first picture or line, for a part of a folder or manifest; for a tar in a tar,
+            the byte at which it begins.
+        count: pictures or lines, for a part of a folder or manifest.
         name: of a tar in a tar.
         start: byte at which a part of a manifest begins.
+        listing: of a part of a folder or manifest, what told it from others when it was listed
+            (`loose_files.Part`).
     """
 
     path: str
@@ -56,6 +61,7 @@ class Shard:
     count: int = 0
     name: str = ""
     start: int = 0
+    listing: str = ""
 
     @property
     def label(self) -> str:
@@ -64,22 +70,29 @@ class Shard:
             return f"{self.path}[{self.name}]"
         return f"{self.path}[{self.first}:{self.first + self.count}]" if self.count else self.path
 
-
-def shard_version(shard: Shard) -> str | None:
-    """What tells a shard from one that has taken its place (`file_version`); None for a part of one."""
-    return None if shard.name or shard.count else file_version(shard.path)
+    @property
+    def part(self) -> Part:
+        """Which part of a folder or manifest it is."""
+        return Part(self.first, self.count, self.size, self.listing, self.start)
 
 
 def list_shards(section: InputSection) -> list[Shard]:
-    """The shards of a recipe's input, sorted by path.
+    """The shards of a recipe's input as it is now, sorted by path.
 
     Raises:
         DataError: a pattern without a match, an empty shard, or shards that are not complete.
     """
     problems = Problems()
     shards: dict[str, Shard] = {}
+    forget_listings(section.path)
     for pattern in section.path:
-        found = list(_LISTERS[section.kind](pattern, section, problems))
+        try:
+            found = list(_LISTERS[section.kind](pattern, section, problems))
+        except PermissionError as error:
+            problems.add(
+                error.filename or pattern, f"cannot be read: {error.strerror}", "give rights to read it"
+            )
+            continue
         if not found and not problems.lines:
             problems.add(
                 pattern, f"no pictures of kind {section.kind!r} there", "see input.kind and input.path"
@@ -99,10 +112,28 @@ def list_shards(section: InputSection) -> list[Shard]:
 
 def read_shard(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
     """The samples of a shard, in its order; DataError where the shard as a whole cannot be used."""
-    try:
+    with permitted(shard):
         yield from map(checked, _read(shard, section))
+
+
+@contextmanager
+def permitted(shard: Shard) -> Iterator[None]:
+    """Turns what is raised about a file of the shard that may not be read into DataError."""
+    try:
+        yield
     except PermissionError as error:
         raise DataError(not_permitted(shard.path, error)) from None
+
+
+def shard_files(shard: Shard, section: InputSection) -> tuple[str, list[str]]:
+    """What a shard's `listing` is now, and the files that it is made of, the manifest aside."""
+    match section.kind:
+        case "folder" | "classes":
+            return folder_part_files(shard.path, shard.first, shard.count, section)
+        case "jsonl":
+            return jsonl_part_files(shard.path, shard.part)
+        case _:
+            return "", [shard.path]
 
 
 def of_each(shards: Iterable[Shard], read: Callable[[Shard], T]) -> Iterator[T]:
@@ -124,8 +155,7 @@ def _read(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
         case "folder" | "classes":
             yield from read_folder_part(shard.path, shard.first, shard.count, section)
         case "jsonl":
-            part = Part(shard.first, shard.count, shard.size, shard.start)
-            yield from read_jsonl_part(shard.path, part, section)
+            yield from read_jsonl_part(shard.path, shard.part, section)
         case "parquet":
             yield from read_table(shard.path, section)
         case "webdataset":
@@ -164,18 +194,26 @@ def _list_tables(pattern: str, section: InputSection, problems: Problems) -> Ite
 
 
 def _list_folder(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
+    classes = set[str]()
     for folder in matching_folders(pattern):
         for part in folder_parts(folder, section):
-            yield Shard(folder, part.size, part.first, part.count)
+            yield _shard_of(folder, part)
+        classes |= class_names(folder) if section.kind == "classes" else set()
+    say_which_lack_captions(classes, section)
 
 
 def _list_manifests(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
     for path in matching_files(pattern, ".jsonl"):
         for part in jsonl_parts(path, section):
-            yield Shard(path, part.size, part.first, part.count, start=part.start)
+            yield _shard_of(path, part)
+
+
+def _shard_of(path: str, part: Part) -> Shard:
+    return Shard(path, part.size, part.first, part.count, start=part.start, listing=part.listing)
 
 
 def _list_class_tars(pattern: str, section: InputSection, problems: Problems) -> Iterator[Shard]:
+    classes = set[str]()
     for path, size in matching_files(pattern, ".tar").items():
         try:
             with open_stream(path) as stream:
@@ -185,7 +223,13 @@ def _list_class_tars(pattern: str, section: InputSection, problems: Problems) ->
         except DAMAGE as error:
             problems.add(path, f"is no tar, damaged or cut short ({error})", "fetch it again")
         else:
-            yield from inner or [Shard(path, size)]
+            yield from (found := inner or [Shard(path, size)])
+            classes |= set(map(_class_of_tar, found))
+    say_which_lack_captions(classes, section)
+
+
+def _class_of_tar(shard: Shard) -> str:
+    return os.path.basename(shard.name or shard.path).removesuffix(".tar")
 
 
 _LISTERS: dict[str, Callable[[str, InputSection, Problems], Iterator[Shard]]] = {
@@ -220,13 +264,12 @@ def _stats_path(path: str) -> str:
 
 def _read_class_tar(shard: Shard, section: InputSection) -> Iterator[RawSample | Refused]:
     captions = class_captions(section)
-    name = os.path.basename(shard.name or shard.path).removesuffix(".tar")
     with open_stream(shard.path) as stream:
         stream.seek(shard.first)
         inner = cast(IO[bytes], _Bounded(stream, shard.size)) if shard.name else stream
         for sample in read_tar(inner, shard.label, section.max_member_bytes):
             if isinstance(sample, RawSample):
-                sample = replace(sample, caption=class_caption(name, captions))
+                sample = replace(sample, caption=class_caption(_class_of_tar(shard), captions))
             yield sample
 
 

@@ -54,12 +54,14 @@ class Plan:
         tokenizer: the binary tokenizer.
         text_tokenizer: what caption lengths are counted with.
         kept: version of the filter's rows (`ingest/kept.py`); None where all samples are kept.
+        captions: version of the class captions (`ingest/versions.py`); None where the recipe names none.
     """
 
     shards: tuple[Shard, ...]
     tokenizer: TokenizerManifest
     text_tokenizer: TextTokenizerManifest
     kept: str | None
+    captions: str | None = None
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -68,6 +70,7 @@ class Plan:
             "tokenizer": self.tokenizer.model_dump(),
             "text_tokenizer": self.text_tokenizer.model_dump(),
             "kept": self.kept,
+            "captions": self.captions,
         }
         return json.dumps(values, indent=1) + "\n"
 
@@ -80,6 +83,7 @@ class Plan:
             tokenizer=TokenizerManifest(**values["tokenizer"]),
             text_tokenizer=TextTokenizerManifest(**values["text_tokenizer"]),
             kept=values["kept"],
+            captions=values.get("captions"),
         )
 
 
@@ -272,5 +276,6 @@ class DatasetFolder:
         self.store.remove([f"{kind}/{number:05d}.json" for kind in kinds])
 
     def _note(self, kind: str, number: int, shard: Shard, reason: str, **more: Any) -> None:
-        note = {"reason": reason, "shard": shard.label, "size": shard.size, **more}
+        known_by = {"shard": shard.label, "size": shard.size, "listing": shard.listing}
+        note = {"reason": reason, **known_by, **more}
         self.store.write(f"{kind}/{number:05d}.json", json.dumps(note, indent=1).encode())

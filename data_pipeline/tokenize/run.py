@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,8 @@ from data_pipeline.finalize import finalize_dataset
 from data_pipeline.ingest.kept import index_folder, kept_captions, rows_version
 from data_pipeline.ingest.samples import RawSample
 from data_pipeline.ingest.shards import Shard, list_shards, of_each, read_shard
-from data_pipeline.ingest.storage import file_version, is_remote
+from data_pipeline.ingest.storage import is_remote
+from data_pipeline.ingest.versions import captions_version, has_changed
 from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
 from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
 from data_pipeline.store import remove_scratch, writing_to
@@ -84,10 +84,10 @@ def _run(recipe: TokenizeRecipe, part: Slice | None) -> None:
     tokenizer = describe_tokenizer(recipe)
     folder = DatasetFolder(recipe.output)
     claim_folder(recipe.output, recipe, MANIFEST_NAME, FREE_KEYS)
-    plan = _plan(recipe, folder, tokenizer, kept)
+    plan, moved = _plan(recipe, folder, tokenizer, kept)
     folder.sweep()
     numbers = range(len(plan.shards)) if part is None else range(part.index, len(plan.shards), part.count)
-    missing, failed, changed = _missing(folder, plan, numbers)
+    missing, failed, changed = _missing(recipe, folder, plan, numbers, moved)
     if missing:
         say(f"{recipe.output}: {len(missing)} of {len(numbers)} tasks to do")
         folder.reopen()
@@ -104,7 +104,7 @@ def _run(recipe: TokenizeRecipe, part: Slice | None) -> None:
         )
     if changed:
         problems.append(
-            f"{len(changed)} of {len(numbers)} tasks were done with another content of their shards:\n"
+            f"{len(changed)} tasks were done with another content of their shards:\n"
             f"{_lines(changed)}\nPut the shards back as they were; or remove these tasks' folders in "
             f"{folder.address(TASKS)}, and the same command does them anew."
         )
@@ -123,9 +123,10 @@ def _check(recipe: TokenizeRecipe) -> None:
 
 def _plan(
     recipe: TokenizeRecipe, folder: DatasetFolder, tokenizer: TokenizerManifest, kept: str | None
-) -> Plan:
-    """The plan of the first run, after checking that it still holds; this run's where there is none."""
-    shards = list_shards(recipe.input)
+) -> tuple[Plan, set[int]]:
+    """The plan of the first run, after checking that it still holds, and the tasks whose shards the first run
+    listed otherwise; this run's where there is none."""
+    shards, captions = list_shards(recipe.input), captions_version(recipe.input)
     plan = folder.read_plan()
     if plan is None:
         name, text = _text_tokenizer(recipe, folder, shards)
@@ -139,26 +140,33 @@ def _plan(
                 sha256=text_tokenizer_hash(text),
             ),
             kept=kept,
+            captions=captions,
         )
         folder.write_plan(plan)
-        return plan
+        return plan, set()
     if plan.tokenizer.fingerprint != tokenizer.fingerprint:
         now, then = tokenizer.fingerprint[:12], plan.tokenizer.fingerprint[:12]
         raise RecipeError(
             f"The tokenizer {recipe.tokenizer} has other weights than when {recipe.output} was begun (now "
             f"{now}, then {then}); name another output folder"
         )
-    if plan.kept != kept:
-        rows = recipe.keep.rows if recipe.keep else "none"
-        raise RecipeError(
-            f"The kept rows {rows} were replaced since {recipe.output} was begun, and its tasks are to have "
-            "the same ones: put the earlier file back (with its time), or name another output folder"
-        )
-    return _as_found(plan, shards, folder)
+    rows = f"kept rows {recipe.keep.rows if recipe.keep else 'none'}"
+    for what, pinned, found in (
+        (rows, plan.kept, kept),
+        (f"class captions {recipe.input.captions}", plan.captions, captions),
+    ):
+        if pinned != found:
+            raise RecipeError(
+                f"The {what} were replaced since {recipe.output} was begun, and its tasks are to have the "
+                "same ones: put the earlier file back, or name another output folder"
+            )
+    present = _as_found(plan, shards, folder)
+    pairs = enumerate(zip(plan.shards, present.shards, strict=True))
+    return present, {number for number, (listed, there) in pairs if listed != there}
 
 
 def _as_found(plan: Plan, shards: list[Shard], folder: DatasetFolder) -> Plan:
-    """The plan with the shards' present sizes; RecipeError where shards are new, or gone and not given up."""
+    """The plan with the shards as they are; RecipeError where shards are new, or gone and not given up."""
     found = {shard.label: shard for shard in shards}
     new = sorted(set(found) - {shard.label for shard in plan.shards})
     gone = [number for number, shard in enumerate(plan.shards) if shard.label not in found]
@@ -224,27 +232,37 @@ def _lines(tasks: dict[int, str]) -> str:
 
 
 def _missing(
-    folder: DatasetFolder, plan: Plan, numbers: range
+    recipe: TokenizeRecipe, folder: DatasetFolder, plan: Plan, numbers: range, moved: set[int]
 ) -> tuple[list[int], dict[int, str], dict[int, str]]:
     """Tasks to do; tasks that failed earlier on the very same shard; and tasks that are done, with what was
-    another shard then."""
+    another shard then.
+
+    Args:
+        recipe: the recipe.
+        folder: the dataset.
+        plan: with the shards as they are.
+        numbers: the tasks of this run.
+        moved: tasks of all runs whose shards the first run listed otherwise: a sample may have come from one
+            to the other, which only both together tell.
+    """
     missing = list[int]()
     failed, changed = dict[int, str](), dict[int, str]()
     # In this order: a task that another job commits meanwhile must not look like one without a marker.
-    present, failures, markers = folder.present(), folder.failures(), folder.markers(numbers)
+    present, failures = folder.present(), folder.failures()
+    looked_at = sorted({*numbers, *(moved & present)})
+    markers = folder.markers(looked_at)
     # Those whose other files do not verify, too: they are of another shard all the same.
-    claims = folder.claims([number for number in numbers if number in present - markers.keys()], {}) | markers
+    claims = folder.claims([n for n in looked_at if n in present - markers.keys()], {}) | markers
     given_up = folder.given_up()
-    for number in numbers:
-        size = plan.shards[number].size
-        failure = failures.get(number)
+    for number in looked_at:
+        shard, failure = plan.shards[number], failures.get(number)
         if number in given_up and number not in markers:
             continue
-        if number in claims and _changed(folder, number, plan.shards[number], claims[number]):
-            changed[number] = f"{plan.shards[number].label} has changed since"
-        elif number in markers:
+        if number in claims and _changed(recipe, folder, number, shard, claims[number]):
+            changed[number] = f"{shard.label} has changed since"
+        elif number in markers or number not in numbers:
             continue
-        elif failure and failure["size"] == size:
+        elif failure and (failure["size"], failure.get("listing", "")) == (shard.size, shard.listing):
             failed[number] = f"{failure['reason']} (failed earlier)"
         else:
             missing.append(number)
@@ -253,7 +271,9 @@ def _missing(
     return missing, failed, changed
 
 
-def _changed(folder: DatasetFolder, number: int, shard: Shard, marker: Marker) -> bool:
+def _changed(
+    recipe: TokenizeRecipe, folder: DatasetFolder, number: int, shard: Shard, marker: Marker
+) -> bool:
     """Whether a task was done with another content of its shard, as far as a few reads can tell."""
     if marker["shard_bytes"] != shard.size:
         return True
@@ -261,12 +281,7 @@ def _changed(folder: DatasetFolder, number: int, shard: Shard, marker: Marker) -
     if then is None:
         return False
     try:
-        if not is_remote(shard.path):
-            state = os.stat(shard.path)
-            # Nothing has happened to the file since: most of a large input is not opened.
-            if max(state.st_mtime, state.st_ctime) < folder.finished_at(number):
-                return False
-        return file_version(shard.path) != then
+        return has_changed(shard, recipe.input, then, folder.finished_at(number))
     except (DataError, OSError):
         return False  # gone, or not to be read: what is done of it stays
 

@@ -24,7 +24,9 @@ from data_pipeline.ingest.kept import KeptRows, identity, scores_of
 from data_pipeline.ingest.made_once import touch
 from data_pipeline.ingest.refusals import check_refused
 from data_pipeline.ingest.samples import RawSample, Refused
-from data_pipeline.ingest.shards import Shard, read_shard, shard_identities, shard_version
+from data_pipeline.ingest.shards import Shard, read_shard, shard_identities
+from data_pipeline.ingest.storage import CHANGED_MEANWHILE
+from data_pipeline.ingest.versions import captions_version, look_at, shard_version
 from data_pipeline.records import LatentRecord, pack_bits
 from data_pipeline.tokenize.captions import CaptionCounter
 from data_pipeline.tokenize.decoding import HASH_DEFINITION, Decoded, decode_chosen, ordered_map
@@ -81,8 +83,10 @@ class TaskRunner:
         shard = self.plan.shards[number]
         working = self.folder.new_partial(number)
         try:
-            marker = _Task(self, shard, working).run()
+            task = _Task(self, shard, working)
+            marker = task.run()
             (working / DONE_NAME).write_bytes(marker_text(marker))
+            task.check_input()  # last: what changes later is newer than the marker
             self.folder.commit(working, number)
         except FileNotFoundError:
             # Swept by another host, which takes what has been silent for a day for left behind.
@@ -115,9 +119,11 @@ class _Task:
         self.refused: list[dict[str, str]] = []
         self.last_beat = 0.0
         self.batches: dict[tuple[int, int], list[_Waiting]] = {}
+        self.look = look_at(shard, runner.recipe.input)
+        self.version = shard_version(shard, runner.recipe.input)
 
     def run(self) -> dict[str, Any]:
-        version = shard_version(self.shard)
+        """Write everything but the marker, which it returns."""
         chosen = self._chosen_samples()
         window = DECODE_WINDOW_PER_WORKER * max(1, self.recipe.compute.decoders)
         decode = partial(decode_chosen, recipe=self.recipe)
@@ -133,10 +139,15 @@ class _Task:
             self._encode(*bucket)
         self.writer.finish()
         self._check_bad_fraction()
-        marker = self._marker(version)
-        if shard_version(self.shard) != version:
-            raise DataError(f"{self.shard.label} changed while it was read; leave it as it is")
-        return marker
+        return self._marker()
+
+    def check_input(self) -> None:
+        """Raise DataError where what was read is not one and the same, or not what other tasks read."""
+        section = self.recipe.input
+        if look_at(self.shard, section) != self.look and shard_version(self.shard, section) != self.version:
+            raise DataError(f"{self.shard.label} {CHANGED_MEANWHILE}")
+        if captions_version(section) != self.runner.plan.captions:
+            raise DataError(f"{section.captions} {CHANGED_MEANWHILE}")
 
     def _chosen_samples(self) -> Iterator[tuple[RawSample, str, dict[str, float]]]:
         """Samples that were kept and have a caption, with it and with their scores."""
@@ -207,12 +218,12 @@ class _Task:
         considered = self.counts["read"] - self.counts["not_kept"]
         check_refused(self.shard.label, self.refused, considered, self.recipe.max_bad_fraction)
 
-    def _marker(self, version: str | None) -> dict[str, Any]:
+    def _marker(self) -> dict[str, Any]:
         names = ("read", "not_kept", "refused", "too_small", "used", "records")
         return {
             "shard": self.shard.label,
             "shard_bytes": self.shard.size,
-            "shard_version": version,
+            "shard_version": self.version,
             "counts": {name: self.counts[name] for name in names},
             "classes": {str(resolution): rows for resolution, rows in sorted(self.writer.rows.items())},
             "fingerprint": self.runner.plan.tokenizer.fingerprint,

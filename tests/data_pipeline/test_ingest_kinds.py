@@ -1,18 +1,21 @@
 """Every kind of input: folders with captions, classes, manifests, parquet, ImageNet's tars."""
 
 import contextlib
+import errno
 import io
 import json
+import os
 import tarfile
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from photo_shards import picture, write_tar
 
-from data_pipeline.ingest import loose_files
+from data_pipeline.ingest import loose_files, manifests, storage
 from data_pipeline.ingest.recipe import InputSection
-from data_pipeline.ingest.samples import RawSample, Refused
+from data_pipeline.ingest.samples import CAPTION_BYTES, JSON_BYTES, RawSample, Refused
 from data_pipeline.ingest.shards import list_shards, read_shard, shard_identities
 from foundation.errors import DataError
 
@@ -114,6 +117,96 @@ def test_jsonl_manifest(tmp_path):
     ]
 
 
+def test_hidden_files_and_what_macos_adds_are_no_samples(tmp_path):
+    places = ("cat/a.jpg", "cat/._a.jpg", ".hidden/a.jpg", "__MACOSX/cat/a.jpg", "cat/.thumbs/b.jpg")
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(PHOTOS[0])
+    for kind, caption in (("folder", None), ("classes", "cat")):
+        assert everything(section(kind, tmp_path))[0] == [("cat/a.jpg", PHOTOS[0], caption)]
+
+
+def test_a_picture_beside_the_class_folders_is_refused_and_missing_captions_are_told(tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    for name in ("cat", "tabby_dog"):
+        (pictures / name).mkdir(parents=True)
+        (pictures / name / "a.jpg").write_bytes(PHOTOS[0])
+    (pictures / "cover.jpg").write_bytes(PHOTOS[1])
+    (tmp_path / "names.json").write_text('{"cat": "a cat"}')
+    part = section("classes", pictures, captions=str(tmp_path / "names.json"), samples_per_shard=1)
+    found = [s for shard in list_shards(part) for s in read_shard(shard, part)]
+    assert Refused("cover.jpg", "lies in no class's folder") in found
+    assert [s.caption for s in found if isinstance(s, RawSample)] == ["a cat", "tabby dog"]
+    said = f"1 classes lack a caption in {tmp_path}/names.json and have their names: tabby_dog\n"
+    assert capsys.readouterr().out == said
+    write_tar(tmp_path / "cat.tar", [("a.jpg", PHOTOS[0])])
+    write_tar(tmp_path / "dog.tar", [("a.jpg", PHOTOS[0])])
+    list_shards(section("class_tars", tmp_path / "*.tar", captions=str(tmp_path / "names.json")))
+    assert capsys.readouterr().out == said.replace("tabby_dog", "dog")
+    (tmp_path / "names.json").write_text('["cat"]')
+    with pytest.raises(DataError, match=r"names\.json is not an object of class name -> caption"):
+        list_shards(part)
+
+
+def test_a_caption_over_its_cap_refuses_its_picture(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(PHOTOS[0])
+    (tmp_path / "a.txt").write_bytes(b"x" * (CAPTION_BYTES + 1))
+    (tmp_path / "b.jpg").write_bytes(PHOTOS[1])
+    (tmp_path / "b.txt").write_bytes(b"y" * CAPTION_BYTES)
+    part = section("folder", tmp_path)
+    bad, good = read_shard(list_shards(part)[0], part)
+    assert bad == Refused("a.jpg", f"its a.txt is over the cap of {CAPTION_BYTES} bytes")
+    assert len(good.caption) == CAPTION_BYTES
+
+
+def test_blank_lines_are_no_samples_and_a_line_over_the_cap_is_never_held(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(PHOTOS[0])
+    good = '{"image": "a.jpg", "caption": "c"}\n'
+    with open(tmp_path / "m.jsonl", "w") as file:
+        file.write("\n" + good + "  \r\n")
+        for _ in range(64):
+            file.write(" " * (1 << 20))
+        file.write('{"image": "a.jpg"}\n' + good + "\n\n\n\n\n\n")
+    part = section("jsonl", tmp_path / "m.jsonl", samples_per_shard=5, max_member_bytes=JSON_BYTES)
+    tracemalloc.start()
+    shards = list_shards(part)
+    first, long, last = (s for shard in shards for s in read_shard(shard, part))
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [(s.key, s.caption) for s in (first, last)] == [("m.jsonl:2", "c"), ("m.jsonl:5", "c")]
+    size = (64 << 20) + 19
+    assert long == Refused("m.jsonl:4", f"its line has {size} bytes, over the cap of {JSON_BYTES}")
+    assert held < 5 * JSON_BYTES
+    assert [(shard.first, shard.count) for shard in shards] == [(0, 5)], "five blank lines are no shard"
+
+
+@pytest.mark.parametrize("kind", ["folder", "classes", "jsonl", "class_tars"])
+def test_what_may_not_be_read_while_shards_are_listed_is_bad_data(tmp_path, monkeypatch, kind):
+    """Not an output that cannot be written, as whose error it would pass else."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a.jpg").write_bytes(PHOTOS[0])
+    (tmp_path / "m.jsonl").write_text('{"image": "a/a.jpg"}')
+    write_tar(tmp_path / "t.tar", [("a.jpg", PHOTOS[0])])
+    closed = {"jsonl": tmp_path / "m.jsonl", "class_tars": tmp_path / "t.tar"}.get(kind, tmp_path / "a")
+
+    def deny(real):
+        def denied(path, *arguments, **more):
+            if os.fspath(path) == str(closed):
+                raise PermissionError(errno.EACCES, "Permission denied", str(closed))
+            return real(path, *arguments, **more)
+
+        return denied
+
+    part = section(kind, closed if closed.is_file() else tmp_path)
+    monkeypatch.setattr(os, "scandir", deny(os.scandir))
+    monkeypatch.setattr(storage, "open", deny(open), raising=False)
+    with pytest.raises(
+        DataError, match=rf"{closed}: cannot be read: Permission denied \(give rights"
+    ) as error:
+        list_shards(part)
+    assert error.value.exit_code == 65
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -178,10 +271,10 @@ class Counted:
     def __init__(self, stream, taken):
         self.stream, self.taken, self.seek = stream, taken, stream.seek
 
-    def __iter__(self):
-        for line in self.stream:
-            self.taken.append(line)
-            yield line
+    def readline(self, limit):
+        line = self.stream.readline(limit)
+        self.taken.append(line)
+        return line
 
 
 @pytest.fixture
@@ -215,14 +308,14 @@ def test_of_a_manifest_each_part_reads_its_own_lines_alone(twelve, monkeypatch):
     shards = list_shards(part)
     assert [(shard.first, shard.count) for shard in shards] == [(0, 5), (5, 5), (10, 2)]
     assert [shard.size for shard in shards] == [len("".join(lines[i : i + 5])) for i in (0, 5, 10)]
-    taken, real = [], loose_files.open_stream
+    taken, real = [], manifests.open_stream
 
     @contextlib.contextmanager
     def counted(path):
         with real(path) as stream:
             yield Counted(stream, taken) if path.endswith(".jsonl") else stream
 
-    monkeypatch.setattr(loose_files, "open_stream", counted)
+    monkeypatch.setattr(manifests, "open_stream", counted)
     found = [sample for shard in reversed(shards) for sample in read_shard(shard, part)]
     order = [10, 11, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
     assert [(s.key, s.caption) for s in found] == [(f"m.jsonl:{i + 1}", "ä" * i) for i in order]

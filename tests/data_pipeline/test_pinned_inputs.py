@@ -73,10 +73,10 @@ def test_a_shard_that_changes_while_it_is_read_fails_its_task(work, monkeypatch)
     shard = sorted((work / "shards").glob("*.tar"))[0]
     whole = shard.read_bytes()
 
-    def late(task, version):
+    def late(task):
         if task.shard.path == str(shard):
             shard.write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
-        return marker(task, version)
+        return marker(task)
 
     marker = task_module._Task._marker
     monkeypatch.setattr(task_module._Task, "_marker", late)

@@ -1,6 +1,7 @@
 """Metadata and image shards on S3: an S3 server of moto's on loopback, in its own process."""
 
 import errno
+import json
 import os
 import tempfile
 
@@ -12,7 +13,7 @@ from s3_server import SECRET, overloaded_server, s3_environment, s3_server
 
 from data_pipeline.ingest.kept import KeptRows, index_folder
 from data_pipeline.ingest.recipe import InputSection, KeepSection
-from data_pipeline.ingest.samples import RawSample
+from data_pipeline.ingest.samples import JSON_BYTES, RawSample, Refused
 from data_pipeline.ingest.shards import Shard, list_shards, read_shard, shard_identities
 from data_pipeline.ingest.storage import (
     StoreUnreachable,
@@ -20,6 +21,7 @@ from data_pipeline.ingest.storage import (
     open_stream,
     reaching,
 )
+from data_pipeline.ingest.versions import has_changed, shard_version
 from data_pipeline.metadata import engine
 from data_pipeline.metadata.filtering import run_filter
 from data_pipeline.metadata.recipe import EngineSection, FilterRecipe, JoinSection
@@ -184,6 +186,40 @@ def test_globs_of_folders_on_s3(bucket, tmp_path):
         s3fs.S3FileSystem().pipe_file(f"{bucket}/pics/{name}/1.jpg", b"x")
     section = InputSection(kind="folder", path=[f"{bucket}/pics/a*"])
     assert [shard.path for shard in list_shards(section)] == [f"{bucket}/pics/a1", f"{bucket}/pics/a2"]
+
+
+def test_a_folder_on_s3_that_is_edited_is_told_or_not_read(bucket):
+    import s3fs
+
+    files = s3fs.S3FileSystem()
+    for name, data in {"1.jpg": b"x", "1.txt": b"one", "2.jpg": b"y", ".3.jpg": b"z"}.items():
+        files.pipe_file(f"{bucket}/edited/{name}", data)
+    section = InputSection(kind="folder", path=[f"{bucket}/edited"], samples_per_shard=1)
+    first, second = list_shards(section)
+    version = shard_version(first, section)
+    assert [s.caption for s in read_shard(first, section)] == ["one"]
+    files.pipe_file(f"{bucket}/edited/1.txt", b"two")
+    with pytest.raises(DataError, match=r"edited/1\.txt changed while it was read"):
+        list(read_shard(first, section))
+    now, other = list_shards(section)
+    assert [s.caption for s in read_shard(now, section)] == ["two"]
+    assert has_changed(now, section, version, since=0.0) and now != first and other == second
+    assert not has_changed(other, section, shard_version(second, section), since=0.0)
+
+
+def test_a_manifest_on_s3_is_read_line_by_line(bucket):
+    import s3fs
+
+    lines = [json.dumps({"image": "1.jpg", "caption": "ä" * i}) for i in range(3)]
+    s3fs.S3FileSystem().pipe_file(f"{bucket}/m/1.jpg", b"x")
+    text = "\n".join([*lines[:2], " " * (JSON_BYTES + 1), lines[2]])
+    s3fs.S3FileSystem().pipe_file(f"{bucket}/m/m.jsonl", text.encode())
+    section = InputSection(kind="jsonl", path=[f"{bucket}/m/m.jsonl"], samples_per_shard=2)
+    found = [s for shard in list_shards(section) for s in read_shard(shard, section)]
+    assert [s.caption for s in found if isinstance(s, RawSample)] == ["", "ä", "ää"]
+    assert [s.key for s in found if isinstance(s, Refused)] == ["m.jsonl:3"]
+    for shard in list_shards(section):
+        assert not has_changed(shard, section, shard_version(shard, section), since=0.0)
 
 
 def test_image_shards_on_s3_are_those_on_disk(bucket, tmp_path):

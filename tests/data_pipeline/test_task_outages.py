@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 import pytest
 from photo_shards import tokenize_recipe, write_shards, write_tokenizer
 
-from data_pipeline.ingest import shards, storage
+from data_pipeline.ingest import storage, versions
 from data_pipeline.ingest.storage import StoreUnreachable
 from data_pipeline.status import clear_failures, read_status
 from data_pipeline.tokenize.run import run_tokenize
@@ -50,7 +50,7 @@ def test_a_shard_that_may_not_be_read_fails_its_task_alone(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(storage, "open", denied, raising=False)
         if when == "read":
-            patch.setattr(shards, "file_version", lambda path: "as it was")
+            patch.setattr(versions, "file_version", lambda *_: "as it was")
         with pytest.raises(
             DataError, match=rf"1 of 3 tasks failed.*\n  task 00001: {shard} cannot be read: Perm"
         ):

@@ -75,3 +75,9 @@ def test_the_cost_of_the_published_filters_is_what_was_measured():
     measured = [line for line in figures.splitlines() if "metadata_filter.py" in line]
     told = re.findall(r"[\d.]+ million rows/s|[\d,]+(?=\s+(?:#\s+)?rows of what is left)", SD2.read_text())
     assert len(told) == 2 and all(any(rate in line for line in measured) for rate in told)
+    rows, seconds, minutes = re.search(
+        r"\((\d+) million rows\) takes (\d+) s, and at most (\d+) minutes", SD2.read_text()
+    ).groups()
+    passed, by_one_core = float(told[0].split()[0]), float(told[1].replace(",", ""))
+    assert round(int(rows) / passed) == int(seconds)
+    assert int(minutes) - 1 < int(rows) * 1e6 / by_one_core / 2 / 60 <= int(minutes), "of two cores"

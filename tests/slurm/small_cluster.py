@@ -202,8 +202,11 @@ class Cluster:
         return process
 
     def processes(self, name: str, words: str) -> list[int]:
-        """Processes on a node whose command line contains ``words`` (as this machine numbers them)."""
-        found = []
+        """Processes on a node whose command line contains ``words`` (as this machine numbers them).
+
+        Another worker's cluster has nodes of the same names.
+        """
+        found, job = [], {f"SLURMD_NODENAME={name}".encode(), f"SLURM_CONF={self.base}/slurm.conf".encode()}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdecimal():
                 continue
@@ -212,7 +215,7 @@ class Cluster:
                 variables = (folder / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if words in line and f"SLURMD_NODENAME={name}".encode() in variables:
+            if words in line and job <= set(variables):
                 found.append(int(folder.name))
         return sorted(found)
 

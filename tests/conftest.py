@@ -1,9 +1,14 @@
 """What tests of several rooms share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+# Before torch is loaded: a process that is forked from one with threads of OpenMP hangs at its first product.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 
 @pytest.fixture

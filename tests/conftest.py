@@ -8,7 +8,7 @@ import pytest
 # Before torch is loaded: a process that is forked from one with threads of OpenMP hangs at its first product.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
 
 @pytest.fixture

@@ -256,10 +256,10 @@ def _check_fits(
     problems: Problems, work: Work, recipe: StageRecipe, site: Site, nodes: Sequence[dict[str, str]]
 ) -> None:
     least_most = node_range(work.options["nodes"] or "")
-    if least_most is None:
+    if least_most is None or not nodes:
         return  # said already
-    before = len(problems.lines)
-    check_batch(problems, work, recipe, least_most, "GPUs" if site.gpus_per_node else "processes")
+    before, unit = len(problems.lines), "GPUs" if site.gpus_per_node else "processes"
+    check_batch(problems, work, recipe, least_most, len(nodes), unit)
     if site.gpus_per_node and len(problems.lines) == before:
         ranks = least_most[0] * int(work.options["ntasks-per-node"] or 1)
         check_memory(problems, work, recipe, ranks, gpu_kind(site, nodes))

@@ -23,26 +23,29 @@ USUAL_DOWNSAMPLE = 16  # pixels of a token's side, where the tokenizer is not he
 
 
 def check_batch(
-    problems: Problems, work: Work, recipe: StageRecipe, least_most: tuple[int, int], unit: str
+    problems: Problems, work: Work, recipe: StageRecipe, least_most: tuple[int, int], there: int, unit: str
 ) -> None:
     """Note the numbers of nodes, of those asked for, on which some step could not be cut for the ranks.
 
     Args:
         least_most: numbers of nodes asked for.
+        there: how many nodes the partition has; the job never gets more, whatever is asked for.
         unit: what a rank has: "GPUs" or "processes".
     """
-    (least, most), tasks = least_most, int(work.options["ntasks-per-node"] or 1)
+    least, tasks = least_most[0], int(work.options["ntasks-per-node"] or 1)
+    most = max(least, min(least_most[1], there))
     try:
         packs = _Packs(recipe)
         refused = packs.refused(range(least, most + 1), tasks)
-        others = packs.refused(range(1, least), tasks) if refused else {}
+        smaller = range(1, min(least, there + 1))
+        others = packs.refused(smaller, tasks) if refused else {}
     except UserError as error:  # of the dataset, however many ranks there are
         problems.add(work.title, str(error))
         return
     if refused:
         first, *rest = refused
         found = f"on {first} nodes {refused[first]} {unit}" + (f"; nor on {_ranges(rest)}" if rest else "")
-        right = _ranges(nodes for nodes in range(1, most + 1) if nodes not in refused | others)
+        right = _ranges(n for n in (*smaller, *range(least, most + 1)) if n not in refused | others)
         fix = f"these numbers of nodes do: {right}; or" if right else "no smaller number does:"
         fix += " change data.global_batch_size, best to a multiple of the ranks"
         problems.add(f"{work.title}: --nodes {work.options['nodes']}", found, fix)

@@ -25,7 +25,7 @@ PARTITION = {
 SCONTROL = """#!/bin/sh
 case "$2" in
     partition) echo '{partition}' ;;
-    node) echo 'NodeName=n1 Gres={gres} State=IDLE' ;;
+    node) for number in $(seq 16); do echo "NodeName=n$number "'Gres={gres} State=IDLE'; done ;;
     job) echo '{jobs}' ;;
 esac
 """

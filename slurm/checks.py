@@ -8,7 +8,7 @@ import grp
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,9 @@ from trainer.recipe import StageRecipe
 
 _GPU = re.compile(r"\bgpu(?::([^:,(]+))?:(\d+)")  # type and count
 UNIT_SECONDS = (1, 60, 3600)
+DATA_SAVE_SECONDS = (
+    120  # before their limit the scripts of data jobs are told to stop, as they say themselves
+)
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # never shared, unless the site file says so
 
 
@@ -36,11 +39,13 @@ def node_range(text: str) -> tuple[int, int] | None:
     return (least, most) if 1 <= least <= most else None
 
 
-def check_cluster(problems: Problems, file: SiteFile, nodes: str, data: bool = False) -> list[dict[str, str]]:
+def check_cluster(
+    problems: Problems, file: SiteFile, nodes: str, scripts: Collection[str]
+) -> list[dict[str, str]]:
     """Slurm's commands, its controller, the partitions, and whether they have what is asked for.
 
     Args:
-        data: whether there are jobs for the partition of data jobs.
+        scripts: of the jobs; those of data have a partition and a time limit of their own.
 
     Returns:
         The nodes of PARTITION, as `show` tells them; [] where that was not to be had.
@@ -64,14 +69,16 @@ def check_cluster(problems: Problems, file: SiteFile, nodes: str, data: bool = F
     except SlurmError as error:
         problems.add("Slurm", str(error), "ask the cluster's people")
         return []
-    limit, save = seconds_of(file.site.time_limit), file.site.save_seconds
-    if limit is not None and save >= limit:
-        found = f"{save} s before the limit of {file.site.time_limit} is before the start"
-        problems.add("SAVE_SECONDS", found, "lower it, or raise TIME_LIMIT")
-    if data and file.site.data_partition:
-        of_data = replace(file, site=file.site.of_data(gpu=False))
-        _partition(problems, of_data, "DATA_PARTITION", partitions, (1, 1))
     partition = _partition(problems, file, "PARTITION", partitions, least_most or (1, 1))
+    if partition is not None and "train.sbatch" in scripts:
+        _check_time(problems, file.site, partition)
+    if "command.sbatch" in scripts:
+        of_data, theirs = file.site.of_data(gpu=False), partition
+        if file.site.data_partition:
+            own = replace(file, site=of_data)
+            theirs = _partition(problems, own, "DATA_PARTITION", partitions, (1, 1))
+        if theirs is not None:
+            _check_time(problems, of_data, theirs, data=True)
     if partition is None:
         return []
     named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
@@ -91,7 +98,7 @@ def _partition(
     for partition in partitions:
         if partition["PartitionName"] == wanted or (wanted is None and partition["Default"] == "YES"):
             _check_permission(problems, file.site, partition)
-            _check_size(problems, file.site, partition, least_most)
+            _check_size(problems, partition, least_most[0])
             return partition
     names = ", ".join(sorted(partition["PartitionName"] for partition in partitions))
     where = str(file.path) if file.path else "slurm/site.env"
@@ -162,20 +169,40 @@ def _own_groups() -> set[str]:
     return names
 
 
-def _check_size(
-    problems: Problems, site: Site, partition: dict[str, str], least_most: tuple[int, int]
-) -> None:
-    where = f"partition {partition['PartitionName']}"
-    least, total = least_most[0], int(partition["TotalNodes"])
+def _check_size(problems: Problems, partition: dict[str, str], least: int) -> None:
+    where, total = f"partition {partition['PartitionName']}", int(partition["TotalNodes"])
     if least > total:
         problems.add("--nodes", f"{least} nodes asked for, {where} has {total}", "ask for fewer")
-    limit, wanted = seconds_of(partition["MaxTime"]), seconds_of(site.time_limit)
-    if limit is not None and (wanted or 0) > limit:
-        problems.add(
-            "TIME_LIMIT",
-            f"{site.time_limit} is above {partition['MaxTime']}, the most of {where}",
-            "lower it",
-        )
+
+
+def _check_time(problems: Problems, site: Site, partition: dict[str, str], data: bool = False) -> None:
+    """Whether a partition gives the time that jobs ask for, and whether they have any before they are told to
+    stop; a job that asks for none gets what the partition gives.
+
+    Args:
+        data: whether the jobs are those of data, and ``site`` what they take.
+    """
+    of, options = f"partition {partition['PartitionName']}", "DATA_OPTIONS" if data else "SBATCH_OPTIONS"
+    in_force = {
+        "SBATCH_TIMELIMIT": os.environ.get("SBATCH_TIMELIMIT"),
+        f"--time in {options}": options_of(site.sbatch_options).get("time"),
+        "TIME_LIMIT": site.time_limit,
+        f"DefaultTime of {of}": partition["DefaultTime"].replace("NONE", ""),
+        f"MaxTime of {of}": partition["MaxTime"],
+    }
+    whose, text = next((name, text) for name, text in in_force.items() if text)
+    try:
+        limit, most = seconds_of(text), seconds_of(partition["MaxTime"])
+    except ValueError:
+        problems.add(whose, f"{text} is no time", "for example 24:00:00")
+        return
+    if most is not None and (limit or 0) > most:
+        problems.add(whose, f"{text} is above {partition['MaxTime']}, the most of {of}", "lower it")
+    save = DATA_SAVE_SECONDS if data else site.save_seconds
+    if limit is not None and save >= limit:
+        where, or_ = ("data jobs are told to stop", "") if data else ("SAVE_SECONDS", "lower it, or ")
+        found = f"{save} s before the limit of {text} is before the start"
+        problems.add(where, found, f"{or_}have more than {whose} gives")
 
 
 def _check_gpus(problems: Problems, site: Site, where: str, named: Sequence[dict[str, str]]) -> None:

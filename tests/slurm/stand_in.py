@@ -17,6 +17,7 @@ PARTITION = {
     "AllowGroups": "ALL",
     "AllowAccounts": "ALL",
     "Default": "YES",
+    "DefaultTime": "NONE",
     "MaxTime": "UNLIMITED",
     "Nodes": "n[1-16]",
     "State": "UP",

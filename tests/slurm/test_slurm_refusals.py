@@ -22,7 +22,7 @@ from slurm import checks
 from slurm.checks import gpu_kind
 from slurm.cli import app
 from slurm.controller import ControllerAway
-from slurm.fitting import _Packs, check_memory
+from slurm.fitting import check_memory
 from slurm.history import JobFolder
 from slurm.site import Site, SiteFile
 from slurm.work import Asked, Work, open_recipe, work_of
@@ -99,28 +99,6 @@ def test_each_number_of_nodes_of_a_range_must_do(
     recipe = stage(inputs, tmp_path, data__max_tokens=limit, data__ratio={256: 1})
     message = submit(tmp_path, str(recipe), "--nodes", nodes)
     assert words in message and bool(told.read_text()) is (words == "")
-
-
-@pytest.mark.parametrize(
-    ("nodes", "words"),
-    [
-        ("99999999999", "99999999999 nodes asked for, partition main has 16"),
-        ("99999999999", "(these numbers of nodes do: 1-2, 4, 8; or change data."),
-        ("1-3000000", "nor on 5-7, 9-16 (these numbers of nodes do: 1-2, 4, 8; or change data."),
-    ],
-)
-def test_no_more_nodes_are_looked_at_than_the_partition_has(
-    inputs: Path, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch, nodes: str, words: str
-) -> None:
-    refused = _Packs.refused
-
-    def few(self: _Packs, numbers: range, tasks: int) -> dict[int, str]:
-        assert len(numbers) <= 16
-        return refused(self, numbers, tasks)
-
-    monkeypatch.setattr(_Packs, "refused", few)
-    recipe = stage(inputs, tmp_path, data__max_tokens=500, data__ratio={256: 1})
-    assert words in submit(tmp_path, str(recipe), "--nodes", nodes) and told.read_text() == ""
 
 
 @pytest.mark.parametrize("nodes", range(1, 9))

@@ -1,0 +1,81 @@
+"""How many nodes and how much time a job may ask for before it is submitted; the cluster is a stand-in."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from stand_in import stage, submit, write_commands
+
+from slurm import checks
+from slurm.fitting import _Packs
+from slurm.script import SCRIPTS
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ("99999999999", "99999999999 nodes asked for, partition main has 16"),
+        ("99999999999", "(these numbers of nodes do: 1-2, 4, 8; or change data."),
+        ("1-3000000", "nor on 5-7, 9-16 (these numbers of nodes do: 1-2, 4, 8; or change data."),
+    ],
+)
+def test_no_more_nodes_are_looked_at_than_the_partition_has(
+    inputs: Path, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch, nodes: str, words: str
+) -> None:
+    refused = _Packs.refused
+
+    def few(self: _Packs, numbers: range, tasks: int) -> dict[int, str]:
+        assert len(numbers) <= 16
+        return refused(self, numbers, tasks)
+
+    monkeypatch.setattr(_Packs, "refused", few)
+    recipe = stage(inputs, tmp_path, data__max_tokens=500, data__ratio={256: 1})
+    assert words in submit(tmp_path, str(recipe), "--nodes", nodes) and told.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("partition", "site", "words"),
+    [
+        (
+            {"DefaultTime": "00:10:00"},
+            {},
+            "limit of 00:10:00 is before the start (lower it, or have more than",
+        ),
+        ({"DefaultTime": "00:10:00"}, {}, "have more than DefaultTime of partition main gives"),
+        ({"DefaultTime": "00:10:00"}, {"SAVE_SECONDS": "599"}, ""),
+        ({"DefaultTime": "00:10:00"}, {"TIME_LIMIT": "11"}, ""),
+        ({"DefaultTime": "00:10:00"}, {"SBATCH_OPTIONS": "--time=11"}, ""),
+        ({"MaxTime": "00:10:00"}, {}, "have more than MaxTime of partition main gives"),
+        ({"MaxTime": "00:10:00", "DefaultTime": "00:05:00"}, {}, "before the limit of 00:05:00 is before"),
+        ({}, {"TIME_LIMIT": "10"}, "SAVE_SECONDS: 600 s before the limit of 10 is before the start"),
+        ({}, {"TIME_LIMIT": "60", "SBATCH_OPTIONS": "--time=9"}, "than --time in SBATCH_OPTIONS gives"),
+        ({}, {"TIME_LIMIT": "9", "SBATCH_OPTIONS": "--time=60"}, ""),
+        ({}, {"SBATCH_OPTIONS": "--time=soon"}, "--time in SBATCH_OPTIONS: soon is no time"),
+        ({"MaxTime": "01:00:00"}, {"SBATCH_OPTIONS": "--time=61"}, "61 is above 01:00:00, the most of"),
+    ],
+)
+def test_the_limit_in_force_leaves_time_before_the_save(
+    inputs: Path, tmp_path: Path, told: Path, partition: dict[str, str], site: dict[str, str], words: str
+) -> None:
+    write_commands(tmp_path / "bin", **partition)
+    message = submit(tmp_path, str(stage(inputs, tmp_path)), **site)
+    assert words in message and message.count("before the start") <= 1
+    assert bool(told.read_text()) is (words == "")
+
+
+@pytest.mark.parametrize("where", ["DATA_OPTIONS", "DATA_PARTITION", "PARTITION"])
+def test_the_limit_of_data_jobs_leaves_time_too(tmp_path: Path, told: Path, where: str) -> None:
+    """Told to stop at once, each start would do nothing, and be followed by the next."""
+    recipe, rules = tmp_path / "filter.yaml", [{"rule": "score", "column": "clip_b32", "above": 5}]
+    (tmp_path / "rows.parquet").touch()
+    values = {"sources": [f"{tmp_path}/rows.parquet"], "rules": rules, "output": f"{tmp_path}/kept"}
+    recipe.write_text(yaml.safe_dump(values))
+    site = {"DATA_OPTIONS": "--time=2"} if where == "DATA_OPTIONS" else {where: "main"}
+    write_commands(tmp_path / "bin", DefaultTime="NONE" if where == "DATA_OPTIONS" else "00:02:00")
+    message = submit(tmp_path, str(recipe), **site)
+    source = "--time in DATA_OPTIONS" if where == "DATA_OPTIONS" else "DefaultTime of partition main"
+    limit = "2" if where == "DATA_OPTIONS" else "00:02:00"
+    words = f"data jobs are told to stop: 120 s before the limit of {limit} is before the start"
+    assert f"{words} (have more than {source} gives)" in message and "SAVE_SECONDS" not in message
+    for script in ("tokenize", "command"):
+        assert f"--signal=B:USR1@{checks.DATA_SAVE_SECONDS}\n" in (SCRIPTS / f"{script}.sbatch").read_text()

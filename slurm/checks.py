@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foundation.errors import Problems
+from foundation.progress import say
 from slurm.controller import ControllerAway, SlurmError, missing_commands, show, slurm
 from slurm.fitting import check_batch, check_memory
 from slurm.script import options_of
@@ -237,7 +238,7 @@ def gpus_of(node: dict[str, str]) -> int:
 def check_work(
     problems: Problems, work: Work, made_before: set[Path], file: SiteFile, nodes: Sequence[dict[str, str]]
 ) -> None:
-    """Whether a job finds what it reads, in places that all nodes see, and fits on what it gets.
+    """Whether a job finds what it reads, in places that all nodes see, and can be cut for its nodes.
 
     Args:
         made_before: run folders and datasets of the jobs that it waits for.
@@ -254,7 +255,10 @@ def check_work(
     if work.check is not None:
         work.check(problems)
     if isinstance(work.recipe, StageRecipe):
-        _check_fits(problems, work, work.recipe, file.site, nodes)
+        least_most = node_range(work.options["nodes"] or "")
+        if least_most is not None and nodes:  # else said already
+            unit = "GPUs" if file.site.gpus_per_node else "processes"
+            check_batch(problems, work, work.recipe, least_most, len(nodes), unit)
 
 
 def check_interpreter(problems: Problems, file: SiteFile) -> None:
@@ -279,17 +283,18 @@ def _check_shared(problems: Problems, where: str, path: Path, shared: Sequence[P
         problems.add(where, f"{place} is on this machine alone", fix)
 
 
-def _check_fits(
-    problems: Problems, work: Work, recipe: StageRecipe, site: Site, nodes: Sequence[dict[str, str]]
-) -> None:
-    least_most = node_range(work.options["nodes"] or "")
-    if least_most is None or not nodes:
-        return  # said already
-    before, unit = len(problems.lines), "GPUs" if site.gpus_per_node else "processes"
-    check_batch(problems, work, recipe, least_most, len(nodes), unit)
-    if site.gpus_per_node and len(problems.lines) == before:
-        ranks = least_most[0] * int(work.options["ntasks-per-node"] or 1)
-        check_memory(problems, work, recipe, ranks, gpu_kind(site, nodes))
+def check_plan(problems: Problems, work: Work, site: Site, nodes: Sequence[dict[str, str]]) -> None:
+    """Whether a stage fits into the memory of its GPUs. That takes seconds, so all else is asked before.
+
+    Args:
+        nodes: of the partition.
+    """
+    least_most = node_range(work.options.get("nodes") or "")
+    if not isinstance(work.recipe, StageRecipe) or least_most is None or not site.gpus_per_node:
+        return
+    ranks, kind = least_most[0] * int(work.options["ntasks-per-node"] or 1), gpu_kind(site, nodes)
+    say(f"{work.title}: looking whether it fits into {ranks} GPUs ({kind})")
+    check_memory(problems, work, work.recipe, ranks, kind)
 
 
 def gpu_kind(site: Site, nodes: Sequence[dict[str, str]]) -> str:

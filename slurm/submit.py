@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foundation.errors import Problems, RecipeError
 from foundation.progress import say
-from slurm.checks import check_cluster, check_interpreter, check_work
+from slurm.checks import check_cluster, check_interpreter, check_plan, check_work
 from slurm.controller import ControllerAway, SlurmError, all_jobs, patiently, slurm
 from slurm.script import fill_in
 from slurm.site import SiteFile, lines_for_bash
@@ -72,6 +72,9 @@ def check_all(works: Sequence[Work], asked: Asked, file: SiteFile) -> None:
         check_work(problems, work, made, file, nodes)
         if work.makes is not None:
             made.add(work.makes.parent)  # the run, or the dataset with its text tokenizer
+    if away is None and not problems.lines:
+        for work in works:
+            check_plan(problems, work, file.site, nodes)
     if away is not None:
         if not problems.lines:
             raise away

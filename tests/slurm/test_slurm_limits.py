@@ -63,6 +63,23 @@ def test_the_limit_in_force_leaves_time_before_the_save(
     assert bool(told.read_text()) is (words == "")
 
 
+@pytest.mark.parametrize("published", ["new", "there"])
+def test_memory_is_looked_at_where_nothing_else_is_wrong(
+    inputs: Path, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch, published: str
+) -> None:
+    """It takes seconds for each stage: nobody is to wait for it who is refused anyway, nor without a word."""
+    asked: list[str] = []
+    monkeypatch.setattr(checks, "check_memory", lambda problems, work, *about: asked.append(work.title))
+    (tmp_path / "there").mkdir()
+    recipe, folder = str(stage(inputs, tmp_path)), str(tmp_path / published)
+    message = submit(tmp_path, recipe, "--nodes", "2", "--publish", folder, GPUS_PER_NODE="2")
+    fits = f"train {tmp_path}/run: looking whether it fits into 4 GPUs (b200-180g)"
+    if published == "new":
+        assert len(asked) == 1 and message.startswith(f"{fits}\n")
+    else:
+        assert not asked and fits not in message and "is there already" in message
+
+
 @pytest.mark.parametrize("where", ["DATA_OPTIONS", "DATA_PARTITION", "PARTITION"])
 def test_the_limit_of_data_jobs_leaves_time_too(tmp_path: Path, told: Path, where: str) -> None:
     """Told to stop at once, each start would do nothing, and be followed by the next."""

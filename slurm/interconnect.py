@@ -23,6 +23,8 @@ TIMEOUT = timedelta(minutes=3)
 def check_gpu(report: Report, limits: Limits, environment: Mapping[str, str]) -> None:
     """Whether the GPUs that Slurm gave this job are there and, where a limit is set, fast enough."""
     given = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
+    if given and (own := environment.get("CUDA_VISIBLE_DEVICES")):
+        given = len(own.split(","))  # srun may show each rank a GPU of its own
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < given:
         report.problems.append(f"torch sees {seen} of the {given} GPUs that the job has on it")

@@ -7,10 +7,10 @@ trap 'stop=yes' USR1 TERM    # nothing more: a longer trap would race with the n
 begin_start() {
     set -u    # not before: lines of modules and environments use variables that are not set
     PYTHON=${PYTHON:-$PWD/.venv/bin/python}
-    local record
+    local record said
     record=$(scontrol show job "$SLURM_JOB_ID" --oneliner | grep "^JobId=$SLURM_JOB_ID ")
     keep_own_variables "$record"
-    [ -x "$PYTHON" ] || leave_node "there is no $PYTHON" "$record"
+    said=$("$PYTHON" -c 'import slurm.after' 2>&1) || leave_node "no working $PYTHON: ${said##*$'\n'}" "$record"
     echo "bitdance: start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date -Is)"
     # Empty steps, one more at each start. Slurm numbers the steps of each start from 0; an earlier start may live
     # on, on a node that is cut off, and end its own step by that number when the node comes back.
@@ -24,14 +24,17 @@ begin_start() {
 # sbatch hands on what it finds in a shell that is itself in a job: what Slurm does not say of this job is not its.
 keep_own_variables() {
     local record=$1
-    case $record in *' Restarts=0 '*) unset SLURM_RESTART_COUNT ;; esac
-    case $record in '' | *' ArrayTaskId='*) ;; *) unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID ;; esac
-    case $record in *' NtasksPerN:B:S:C=0:'*) unset SLURM_NTASKS_PER_NODE ;; esac
     unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_PER_@}"    # srun takes the job's own, or refuses two that differ
+    [ -n "$record" ] || return
+    [[ $record == *' Restarts=0 '* ]] && unset SLURM_RESTART_COUNT
+    [[ $record == *' ArrayTaskId='* ]] || unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
+    [[ $record == *' NtasksPerN:B:S:C=0:'* ]] && unset SLURM_NTASKS_PER_NODE
+    [[ $record =~ ' TresPerJob='[^\ ]*gpu ]] || unset SLURM_GPUS
+    [[ $record =~ ' TresPerTask='[^\ ]*gpu ]] || unset SLURM_GPUS_PER_TASK
 }
 
-# The job goes on without this node, unless its last three starts have said the same. In bash, for a node without
-# the interpreter cannot run `slurm.after`.
+# The job goes on without this node, unless its last three starts have said the same. In bash, for a node without a
+# working interpreter cannot run `slurm.after`.
 leave_node() {
     local reason=$1 record=$2 without job=$SLURM_JOB_ID
     [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -72,7 +73,7 @@ class Report:
 
 
 def check_node(report: Report, recipe: StageRecipe, limits: Limits, token: Path) -> None:
-    """Disk, memory, paths and versions of the node that this process runs on.
+    """Disk, memory, network interface, paths and versions of the node that this process runs on.
 
     Args:
         token: a file that rank 0 has just made in the run folder.
@@ -92,6 +93,10 @@ def check_node(report: Report, recipe: StageRecipe, limits: Limits, token: Path)
         if not folder.exists():
             report.problems.append(f"{key}: it sees no {folder}")
     check_latents(report, recipe.data.latents)
+    there = {name for _, name in socket.if_nameindex()}
+    for interface in filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if interface not in there:
+            report.problems.append(f"NETWORK_INTERFACE: it has no {interface}")
     if not appears(token, VISIBLE_SECONDS):
         report.problems.append(f"run: it does not see what the first node has written to {token.parent}")
 

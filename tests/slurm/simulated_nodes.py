@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -35,9 +36,11 @@ class Node:
 
     Attributes:
         gpus: that torch sees, of two that the job has.
+        shown: which of them srun shows to a rank, by number.
         tflops: of the first and the second GPU.
         clock: seconds ahead of the true time.
         link: 1e9 bytes/s.
+        interfaces: of the network.
         view: where the run, the tokenizer and the latents are for it; None for where they are.
         silent: ranks on it that never answer.
     """
@@ -45,9 +48,11 @@ class Node:
     disk_gb: float = 100.0
     memory_gb: float = 100.0
     gpus: int = 2
+    shown: str = "0,1"
     tflops: tuple[float, float] = (700.0, 700.0)
     clock: float = 0.0
     link: float = 10.0
+    interfaces: tuple[str, ...] = ("lo", "ib0", "ib1")
     python: str = "3.11.9"
     view: Path | None = None
     silent: tuple[int, ...] = ()
@@ -121,6 +126,8 @@ def simulate(
     for target, name, stand_in in stand_ins(here, network):
         monkeypatch.setattr(target, name, stand_in)
 
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0,ib1")
+
     def rank(number: int) -> preflight.Verdict:
         name, here.node, local = ranks[number]
         here.rank = number
@@ -131,6 +138,7 @@ def simulate(
             "SLURM_JOB_ID": "7",
             "SLURMD_NODENAME": name,
             "SLURM_GPUS_ON_NODE": "2",
+            "CUDA_VISIBLE_DEVICES": here.node.shown,
             "SLURM_LOCALID": str(local),
         }
         return preflight.preflight(StageRecipe.model_validate(values), limits, list(nodes), environment)
@@ -154,6 +162,7 @@ def stand_ins(here: Here, network: Network) -> list[tuple[Any, str, Any]]:
         (node_checks, "available_memory", lambda: here.node.memory_gb * 1e9),
         (node_checks, "VISIBLE_SECONDS", 0.1),
         (platform, "python_version", lambda: here.node.python),
+        (socket, "if_nameindex", lambda: list(enumerate(here.node.interfaces, start=1))),
         (torch.cuda, "is_available", lambda: True),
         (torch.cuda, "device_count", lambda: here.node.gpus),
         (interconnect, "training_device", lambda: torch.device("cpu")),

@@ -20,6 +20,11 @@ EVERY = 5  # steps between checkpoints
 PATIENCE = 600.0  # seconds; where every core has ten processes waiting for it, a start takes minutes
 
 
+def bare_on(node: str) -> str:
+    """For `Lab.interpreter`: on one node it is a Python without packages."""
+    return f'[ "$SLURMD_NODENAME" = {node} ] && exec {sys.executable} -S "$@"'
+
+
 @dataclass
 class Lab:
     """The cluster with inputs to train on.

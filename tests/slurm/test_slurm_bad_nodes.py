@@ -1,11 +1,14 @@
 """Nodes that cannot train, in a real Slurm: each is left out by name, and the job goes on with the others."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from slurm_runs import Lab, Run
-from small_cluster import Cluster
+from slurm_runs import ROOT, Lab, Run, bare_on
+from small_cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.slurm_long
 
@@ -76,6 +79,60 @@ def test_a_node_without_the_interpreter_is_left_out_by_name(lab: Lab, faulty: Cl
     faulty.hide(name, python.parent)
     run = lab.submit(f"no-python-{name}", site=lab.site(PYTHON=str(python)))
     run.wait(lambda: run.events("started"), "training on other nodes")
-    assert f"bitdance: bad node {name}: there is no {python}" in run.log()
+    assert f"bitdance: bad node {name}: no working {python}" in run.log()
     assert run.cluster.job(run.number)["ExcNodeList"] == name
     assert name not in run.nodes()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("n1", "no working {python}: "), ("n2", "{python} cannot run this code (No module")]
+)
+def test_a_node_with_another_interpreter_is_left_out_by_name(lab: Lab, name: str, words: str) -> None:
+    """It starts, but has none of the packages."""
+    python = lab.interpreter(first=bare_on(name))
+    run = lab.submit(f"bare-python-{name}", site=lab.site(PYTHON=str(python)))
+    run.wait(lambda: run.events("started"), "training on other nodes")
+    said = words.format(python=python if name == "n1" else sys.executable)
+    assert f"bitdance: bad node {name}: {said}" in run.log()
+    assert run.cluster.job(run.number)["ExcNodeList"] == name
+    assert name not in run.nodes()
+
+
+def test_the_first_rank_that_fails_ends_the_others(lab: Lab) -> None:
+    """Also those that would never notice."""
+    first = 'case "$*" in *slurm.rank*) [ "$SLURM_PROCID" = 1 ] && exit 9; exec sleep 600;; esac'
+    run = lab.submit("one-fails", site=lab.site(PYTHON=str(lab.interpreter(first))))
+    run.wait(lambda: run.history("end"), "the end of the start", seconds=120)
+    assert run.history("end")[0]["code"] == 128 + signal.SIGTERM  # srun's: the highest one
+
+
+def test_what_sbatch_hands_on_from_another_job_does_not_count(lab: Lab) -> None:
+    """A job by plain sbatch, given in a shell that is itself in a job of another kind."""
+    log = lab.folder / "by-hand.log"
+    foreign = {"SLURM_JOB_ID": "4711", "SLURM_ARRAY_JOB_ID": "4710", "SLURM_ARRAY_TASK_ID": "2"}
+    foreign |= {
+        "SLURM_RESTART_COUNT": "3",
+        "SLURM_NTASKS_PER_NODE": "4",
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x8",
+    }
+    foreign |= {
+        "SLURM_GPUS_PER_TASK": "1",
+        "SLURM_GPUS": "2",
+        "SLURM_MEM_PER_CPU": "100",
+        "SLURM_NTASKS": "4",
+    }
+    options = ("--partition=main", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=1G", f"--output={log}")
+    done = subprocess.run(
+        ["sbatch", "--parsable", *options, "slurm/command.sbatch", "data", "--help"],
+        cwd=ROOT,
+        env=lab.cluster.environment | foreign | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    over = ("COMPLETED", "FAILED", "CANCELLED")
+    number = done.stdout.strip()
+    wait_until(lambda: lab.cluster.job(number)["JobState"] in over, 120, "the end")
+    said = log.read_text()
+    assert lab.cluster.job(number)["JobState"] == "COMPLETED", said
+    assert f"bitdance: start 0 of job {number} " in said and said.count("Usage: ") == 1, said

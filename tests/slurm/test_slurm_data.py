@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from photo_shards import write_shards, write_tokenizer
-from slurm_runs import Lab
+from slurm_runs import Lab, bare_on
 from small_cluster import Cluster, kill, wait_until
 from small_stage import recipe_values
 
@@ -101,21 +101,20 @@ def test_an_array_of_forty_with_a_dead_node_and_five_killed_tasks(lab: Lab, faul
     assert restarts >= 2  # a kill may hit an element twice, or one that has just committed its last task
 
 
-def test_elements_leave_out_a_node_without_the_interpreter(lab: Lab, faulty: Cluster) -> None:
+def test_elements_leave_out_a_node_with_another_interpreter(lab: Lab) -> None:
     """One element, and what finishes the dataset after it, meet it: each goes elsewhere by itself."""
-    folder, python = photos(lab, "no-python", 3), lab.interpreter()
-    faulty.hide("n1", python.parent)
+    folder, python = photos(lab, "no-python", 3), lab.interpreter(first=bare_on("n1"))
     site = lab.site(PYTHON=str(python), DATA_OPTIONS="--mem=40G")  # one element to a node
     done = lab.bitdance("submit", str(tokenize_yaml(folder)), "--slices", "3", "--site", str(site))
     assert done.returncode == 0, done.stderr
     array, finalize = (int(line.split(":")[0].split()[1]) for line in done.stdout.splitlines())
     over = ("COMPLETED", "FAILED", "CANCELLED")
-    wait_until(lambda: faulty.job(finalize)["JobState"] in over, PATIENCE, "the dataset")
+    wait_until(lambda: lab.cluster.job(finalize)["JobState"] in over, PATIENCE, "the dataset")
     assert keys_of(folder) == keys_written(3)
-    elements = faulty.elements(array)
+    elements = lab.cluster.elements(array)
     moved = [(job["Restarts"], job["ExcNodeList"]) for job in elements]
     assert sorted(moved) == [("0", "(null)"), ("0", "(null)"), ("1", "n1")]
-    assert faulty.job(finalize)["ExcNodeList"] == "n1"
+    assert lab.cluster.job(finalize)["ExcNodeList"] == "n1"
 
 
 def test_the_whole_chain_by_one_command(lab: Lab) -> None:

@@ -48,14 +48,14 @@ def test_bad_nodes_are_those_that_this_start_has_named(tmp_path: Path) -> None:
 
 
 def test_what_all_nodes_of_a_start_say_ends_the_job(tmp_path: Path) -> None:
-    said = "bitdance: bad node n1: there is no /x/python\nbitdance: bad node n2: there is no /x/python\n"
+    said = "bitdance: bad node n1: no working /x/python\nbitdance: bad node n2: no working /x/python\n"
     run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
     both, more = Start(7, 0, "n[1-2]", 75, count=2), Start(7, 0, "n[1-3]", 75, count=3)
     decision = decide(both, said, run, history)
     assert (decision.again, decision.code) == (False, ExitCode.RECIPE)
-    assert decision.why == "all 2 nodes say: there is no /x/python"
+    assert decision.why == "all 2 nodes say: no working /x/python"
     assert decide(more, said, run, history).without == ("n1", "n2")
-    assert decide(both, said.replace("n2: there", "n2: here"), run, history).again
+    assert decide(both, said.replace("n2: no", "n2: another"), run, history).again
 
 
 def test_what_three_starts_on_other_nodes_say_ends_the_job(tmp_path: Path) -> None:

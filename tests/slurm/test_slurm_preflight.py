@@ -62,6 +62,8 @@ def left_out(verdict: Verdict, folder: Path, said: str) -> tuple[str, ...]:
         (Node(disk_gb=1.9), [f"1.9 GB are free in {TMP}, 2 are needed"]),
         (Node(memory_gb=7.9), ["7.9 GB of memory are available, 8 needed"]),
         (Node(gpus=1), ["torch sees 1 of the 2 GPUs that the job has on it"]),
+        (Node(gpus=0, shown="1"), ["torch sees 0 of the 1 GPUs that the job has on it"]),
+        (Node(interfaces=("lo", "ib0")), ["NETWORK_INTERFACE: it has no ib1"]),
         (Node(tflops=(700, 399)), ["GPU 1 reaches 399 TFLOP/s, 400 are needed"]),
         (Node(tflops=(399, 700)), ["GPU 0 reaches 399 TFLOP/s, 400 are needed"]),
         (Node(clock=5.1), ["its clock is +5.1 s off; 5 s are allowed"]),
@@ -150,6 +152,12 @@ def test_nodes_that_just_suffice_train(
     announce(verdict)
     figures = "memory >= 8 GB, disk >= 2 GB, all-reduce 4.01 GB/s"
     assert capsys.readouterr().out == f"bitdance: preflight of 4 nodes passed: {figures}\n"
+
+
+def test_ranks_that_see_a_gpu_each_train(monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
+    """As srun has it by `--gpus-per-task=1`, where the job has two GPUs on a node."""
+    nodes = {f"n{number}": Node(gpus=1, shown="1") for number in range(2)}
+    assert not agreed(simulate(monkeypatch, shared, nodes, LIMITS)).bad
 
 
 def test_what_is_not_asked_for_is_not_checked(monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def repository(folder: Path) -> Path:
     return scripts
 
 
-def run_script(folder: Path, name: str) -> tuple[int, list[str]]:
-    """One start of a script on a node without the interpreter: its exit code, and what it told scontrol."""
+def run_script(folder: Path, name: str, python: str) -> tuple[int, list[str]]:
+    """One start of a script on a node with a bad interpreter: its exit code, and what it told scontrol."""
     told, log = folder / "told", folder / "log"
     told.write_text("")
     scontrol = SCONTROL.format(told=told, array="ArrayTaskId=3 " if name == "tokenize" else "")
@@ -45,7 +46,7 @@ def run_script(folder: Path, name: str) -> tuple[int, list[str]]:
         done = subprocess.run(
             ["bash", repository(folder) / f"{name}.sbatch", *ARGUMENTS[name]],
             cwd=folder,
-            env=environment | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": "/no/python"},
+            env=environment | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": python},
             stdout=file,
             stderr=file,
             start_new_session=True,
@@ -56,21 +57,38 @@ def run_script(folder: Path, name: str) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize(
+    ("python", "words"),
+    [
+        ("/no/python", "/no/python: No such file or directory"),
+        ("{folder}/bare/python", "ModuleNotFoundError: No module named "),
+        ("{folder}/broken/python", "python: libpython3.so: cannot open shared object file"),
+    ],
+)
 def test_a_node_without_the_interpreter_is_left_out_and_three_starts_of_it_are_the_last(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, python: str, words: str
 ) -> None:
     """The requeue ends what belongs to the job; the exclusion must be told nevertheless."""
     job = "9_3" if name == "tokenize" else "12"
+    python = python.format(folder=tmp_path)
+    broken = 'echo "python: libpython3.so: cannot open shared object file" >&2; exit 127'
+    for kind, line in (("bare", f'exec {sys.executable} -S "$@"'), ("broken", broken)):
+        path = tmp_path / kind / "python"
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
     asked = "show job 12 --oneliner"
     told = [asked, f"requeue {job}", f"update JobId={job} ExcNodeList=n7,n1"]
     log = tmp_path / "log"
     for _ in range(2):
-        assert run_script(tmp_path, name) == (75, told)
+        assert run_script(tmp_path, name, python) == (75, told)
     log.write_text(log.read_text() + "bitdance: start 2 of job 12 on n2\n")  # a node that had it
     for _ in range(2):
-        assert run_script(tmp_path, name) == (75, told)
-    assert run_script(tmp_path, name) == (78, [asked])
-    assert "bitdance: bad node n1: there is no /no/python" in log.read_text()
+        assert run_script(tmp_path, name, python) == (75, told)
+    assert run_script(tmp_path, name, python) == (78, [asked])
+    assert re.search(
+        rf"^bitdance: bad node n1: no working {python}: .*{words}", log.read_text(), re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -133,12 +151,22 @@ def test_what_the_site_exports_reaches_the_commands(name: str) -> None:
 
 
 FOREIGN = {"SLURM_RESTART_COUNT": "3", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1"}
-FOREIGN |= {"SLURM_ARRAY_JOB_ID": "55", "SLURM_ARRAY_TASK_ID": "2", "SLURM_MEM_PER_CPU": "100"}
+FOREIGN |= {
+    "SLURM_GPUS": "2",
+    "SLURM_GPUS_PER_TASK": "1",
+    "SLURM_ARRAY_JOB_ID": "55",
+    "SLURM_ARRAY_TASK_ID": "2",
+    "SLURM_MEM_PER_CPU": "100",
+}
 
 
 @pytest.mark.parametrize("name", ["train", "export", "command"])
 @pytest.mark.parametrize(
-    "record", ["Restarts=0 X=y NtasksPerN:B:S:C=0:0:*:*", "Restarts=3 NtasksPerN:B:S:C=4:0:*:*"]
+    "record",
+    [
+        "Restarts=0 X=y NtasksPerN:B:S:C=0:0:*:* TresPerTask=cpu=8 CpusPerTask=gpu",
+        "Restarts=3 NtasksPerN:B:S:C=4:0:*:* TresPerJob=gres:gpu:2 TresPerTask=cpu=8,gres/gpu=1",
+    ],
 )
 def test_what_the_shell_was_in_a_job_of_its_own_does_not_count(
     tmp_path: Path, name: str, record: str
@@ -170,6 +198,8 @@ def test_what_the_shell_was_in_a_job_of_its_own_does_not_count(
     empty = [step for step in steps if step.startswith("--overlap")]
     assert (left.get("SLURM_RESTART_COUNT"), len(empty)) == (("3", 3) if own else (None, 0))
     assert f"start {3 if own else 0} of job 12" in done.stdout
+    gpus = {"SLURM_GPUS", "SLURM_GPUS_PER_TASK"}
+    assert left.keys() & gpus == (gpus if own else set())
     assert not left.keys() & {
         "SLURM_ARRAY_JOB_ID",
         "SLURM_ARRAY_TASK_ID",
@@ -180,12 +210,37 @@ def test_what_the_shell_was_in_a_job_of_its_own_does_not_count(
         assert f"--ntasks-per-node={4 if own else 1} --ntasks={4 if own else 1} " in steps[-1]
 
 
+def test_the_ranks_are_told_the_network_interface(tmp_path: Path) -> None:
+    """Of the site file, for both libraries."""
+    names = "^(NCCL|GLOO)_SOCKET_IFNAME="
+    texts = {
+        "scontrol": "#!/bin/sh\n[ $2 = job ] && echo 'JobId=12 Restarts=0 StdOut=x'\n",
+        "srun": f"#!/bin/bash\nenv | grep -E '{names}' | sort > {tmp_path}/told\n",
+        "python": "#!/bin/sh\n",
+    }
+    for command, text in texts.items():
+        (tmp_path / command).write_text(text)
+        (tmp_path / command).chmod(0o755)
+    (repository(tmp_path) / "site.env").write_text(f"NETWORK_INTERFACE=ib7\nPYTHON={tmp_path}/python\n")
+    done = subprocess.run(
+        ["bash", "slurm/train.sbatch", "r.yaml"],
+        cwd=tmp_path,
+        env=os.environ | JOB | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "told").read_text() == "GLOO_SOCKET_IFNAME=ib7\nNCCL_SOCKET_IFNAME=ib7\n"
+
+
 def publish(folder: Path) -> tuple[int, str]:
     """One start of the export's script, where each command succeeds: its exit code, and what was done."""
     texts = {
         "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
-        "python": f'#!/bin/bash\n[ "$2" = slurm.after ] && exit "$4"\necho "$3" >> {folder}/done\n'
-        '[ "$3" = export ] && mkdir "$5"\nexit 0\n',
+        "python": '#!/bin/bash\n[ "$1" = -c ] && exit\n[ "$2" = slurm.after ] && exit "$4"\n'
+        f'echo "$3" >> {folder}/done\n[ "$3" = export ] && mkdir "$5"\nexit 0\n',
     }
     for command, text in texts.items():
         (folder / command).write_text(text)
@@ -205,6 +260,8 @@ def publish(folder: Path) -> tuple[int, str]:
 
 def test_a_model_is_published_once_and_never_for_another_one(tmp_path: Path) -> None:
     manifest = tmp_path / "run" / "export" / "export.json"
+    code, said = publish(tmp_path)
+    assert code == 65 and "run/export is no export: it has no export.json" in said
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"step": 6}')
     code, said = publish(tmp_path)

@@ -2,8 +2,8 @@
 
     python -m slurm.after [RECIPE] --code 75
 
-Exit codes 0, 65 and 78 end a job. After any other end (a signal and a save, a rank or a node that died, a bug
-that may not strike twice) the job is put back into the queue under the same number, without the nodes that
+Exit codes 0, 2, 65 and 78 end a job. After any other end (a signal and a save, a rank or a node that died, a
+bug that may not strike twice) the job is put back into the queue under the same number, without the nodes that
 the preflight found to be bad; unless three starts in a row came no further.
 """
 
@@ -30,7 +30,12 @@ from trainer.run_folder import RunFolder, makes_no_progress
 CONTROLLER_AWAY_SECONDS = 3600.0
 COMMAND_RESTARTS = 5  # of a command that keeps no count of its own progress
 BAD_STARTS = 3  # in a row without a step in between, after which it is not the nodes' fault
-FINAL = {ExitCode.DONE: "finished", ExitCode.DATA: "the data are bad", ExitCode.RECIPE: "the recipe is bad"}
+FINAL: dict[int, str] = {
+    ExitCode.DONE: "finished",
+    2: "the command line is wrong",  # of Python, argparse, typer and bash
+    ExitCode.DATA: "the data are bad",
+    ExitCode.RECIPE: "the recipe is bad",
+}
 OWN_LOG = Path("/proc/self/fd/1")  # the job's, opened by its script; scontrol misreads a %% in its path
 BAD_NODE = re.compile(r"^bitdance: bad node (\S+?): (.*)$", re.MULTILINE)
 
@@ -88,7 +93,7 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
         history: of the run.
     """
     if start.code in FINAL:
-        return Decision(False, start.code, FINAL[ExitCode(start.code)])
+        return Decision(False, start.code, FINAL[start.code])
     begun = [line["job"] for line in history.lines("start")] if history is not None else []
     if start.job in begun and begun[-1] != start.job:
         # It has taken the run over (plain sbatch refuses no second job). Two would do so in turns for ever.

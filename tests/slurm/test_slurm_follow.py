@@ -102,6 +102,7 @@ def test_a_job_on_a_dataset_in_a_store_is_cancelled(
         ([{"JobState": "PENDING", "Reason": "Unheard"}], "see `man squeue`"),
         ([{"JobState": "RUNNING", "Reason": "None"}], ""),
         ([{"JobState": "FAILED", "Reason": "NonZeroExitCode", "ExitCode": "65:0"}], "the data are bad"),
+        ([{"JobState": "FAILED", "ExitCode": "2:0"}], "the command line is wrong"),
         ([{"JobState": "FAILED", "ExitCode": "0:9"}], "a process was ended by SIGKILL"),
         (
             [

@@ -139,6 +139,13 @@ def test_a_finished_stage_asks_nobody(tmp_path: Path, monkeypatch: pytest.Monkey
     assert after.main(["--code", "1"]) == 75 and asked[1] > 1000
 
 
+def test_wrong_usage_is_not_tried_again(tmp_path: Path) -> None:
+    """Of a command, and of a stage."""
+    for run, history in ((None, None), (RunFolder(tmp_path), JobFolder.of_run(tmp_path))):
+        decision = decide(Start(7, 0, "n1", 2), "", run, history)
+        assert (decision.again, decision.code, decision.why) == (False, 2, "the command line is wrong")
+
+
 def test_of_two_jobs_on_a_run_one_ends(tmp_path: Path) -> None:
     """Job 7 has been fenced by job 8. Whoever has not begun yet takes the run from the one before."""
     run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)

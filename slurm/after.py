@@ -3,8 +3,8 @@
     python -m slurm.after [RECIPE] --code 75
 
 Exit codes 0, 2, 65 and 78 end a job. After any other end (a signal and a save, a rank or a node that died, a
-bug that may not strike twice) the job is put back into the queue under the same number, without the nodes that
-the preflight found to be bad; unless three starts in a row came no further.
+bug that may not strike twice) the job is put back into the queue under the same number, without the nodes
+that the preflight found to be bad; unless three starts in a row came no further.
 """
 
 from __future__ import annotations

@@ -174,11 +174,13 @@ def main(arguments: list[str] | None = None) -> int:
         return ExitCode.DONE if done else ExitCode.REQUEUE
     decision = decide(start, this_start(), run, history)
     cancelled = history is not None and any(line["job"] == start.job for line in history.lines("cancel"))
+    step = committed_step(run) if run else None
     if cancelled and decision.again:
-        decision = Decision(False, ExitCode.REQUEUE, "saved and cancelled, as asked")
+        saved = f"step {step} is saved" if step else "nothing is saved yet"
+        decision = Decision(False, ExitCode.REQUEUE, f"cancelled, as asked; {saved}")
     traces = history or traces_of(start, job)
     if traces is not None:
-        where = {"nodes": start.nodes, "restart": start.restart, "step": committed_step(run) if run else None}
+        where = {"nodes": start.nodes, "restart": start.restart, "step": step}
         what = {"code": start.code, "again": decision.again, "why": decision.why}
         nodes = {"without": list(decision.without), "reasons": list(decision.reasons)}
         traces.note("end", start.job, **where, **what, **nodes)

@@ -136,12 +136,13 @@ def test_what_a_job_has_noted_of_its_end_is_told(tmp_path: Path) -> None:
     known = {7: [{"JobState": "RUNNING", "UserId": "another(7)"}]}
     (row,) = follow.rows([tmp_path], known)
     assert (row.left, row.why) == ("1 min 00 s", "")
-    folder.note("end", 7, why="saved and cancelled, as asked", again=False, code=75, nodes="n1", restart=0)
+    ended = {"again": False, "code": 75, "nodes": "n1", "restart": 0}
+    folder.note("end", 7, why="cancelled, as asked; step 4 is saved", **ended)
     folder.note("cancel", 7)
     known[7][0] |= {"JobState": "CANCELLED", "ExitCode": "0:15"}
     for now in (known, {}):  # in Slurm's memory, and in its own alone
         (row,) = follow.rows([tmp_path], now)
-        assert (row.left, row.state, row.why) == ("", "cancelled", "saved and cancelled, as asked")
+        assert (row.left, row.state, row.why) == ("", "cancelled", "cancelled, as asked; step 4 is saved")
 
 
 @pytest.fixture

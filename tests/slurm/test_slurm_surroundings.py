@@ -139,6 +139,33 @@ def test_a_finished_stage_asks_nobody(tmp_path: Path, monkeypatch: pytest.Monkey
     assert after.main(["--code", "1"]) == 75 and asked[1] > 1000
 
 
+@pytest.mark.parametrize(("step", "saved"), [(None, "nothing is saved yet"), (5, "step 5 is saved")])
+def test_what_a_cancelled_run_has_saved_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int | None, saved: str
+) -> None:
+    """The ranks have left in peace, but maybe before there was anything to save."""
+    told = list[tuple[str, ...]]()
+
+    def slurm(seconds: float, *command: str) -> str:
+        told.append(command)
+        return "JobId=7 JobState=RUNNING Restarts=0"
+
+    monkeypatch.setattr(after, "patiently", slurm)
+    monkeypatch.setattr(after.signal, "signal", lambda *of: None)
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "recipe.yaml").write_text(f"run: {tmp_path}/run\n")
+    run, history = RunFolder(tmp_path / "run"), JobFolder.of_run(tmp_path / "run")
+    history.note("cancel", 7)
+    if step is not None:
+        (run.checkpoints / f"step-{step}").mkdir(parents=True)
+        (run.checkpoints / f"step-{step}" / "manifest.json").touch()
+    assert after.main([str(tmp_path / "recipe.yaml"), "--code", "0"]) == ExitCode.REQUEUE
+    (line,) = history.lines("end")
+    assert (line["why"], line["again"], line["step"]) == (f"cancelled, as asked; {saved}", False, step or 0)
+    assert told[-1] == ("scancel", "7")
+
+
 def test_wrong_usage_is_not_tried_again(tmp_path: Path) -> None:
     """Of a command, and of a stage."""
     for run, history in ((None, None), (RunFolder(tmp_path), JobFolder.of_run(tmp_path))):

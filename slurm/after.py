@@ -98,7 +98,7 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
     if start.job in begun and begun[-1] != start.job:
         # It has taken the run over (plain sbatch refuses no second job). Two would do so in turns for ever.
         return Decision(False, ExitCode.RECIPE, f"job {begun[-1]} trains this run")
-    bad = dict(BAD_NODE.findall(log))
+    bad = bad_nodes(log)
     # Of this job alone: before another one was submitted a person has looked at what had happened.
     ends = [end for end in history.lines("end") if end["job"] == start.job] if history is not None else []
     ends = ends[-BAD_STARTS + 1 :]
@@ -126,6 +126,14 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
             f"three starts in a row never got past step {step}; the last one: {describe(start.code)}",
         )
     return Decision(True, ExitCode.REQUEUE, describe(start.code))
+
+
+def bad_nodes(log: str) -> dict[str, str]:
+    """The nodes that a log names as bad, and all that is wrong with each."""
+    found: dict[str, dict[str, None]] = {}
+    for node, reason in BAD_NODE.findall(log):
+        found.setdefault(node, {})[reason] = None  # once, however many ranks say so
+    return {node: "; ".join(reasons) for node, reasons in found.items()}
 
 
 def reasons_of(said: Iterable[str]) -> tuple[str, ...]:

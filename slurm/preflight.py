@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from foundation.errors import ExitCode
 from foundation.progress import say
 from slurm.node_checks import Limits, Report, check_node
 from trainer.recipe import StageRecipe
@@ -28,15 +27,6 @@ class Verdict:
     bad: dict[str, list[str]]
     nodes: list[str]
     figures: str = ""
-
-    @property
-    def code(self) -> ExitCode:
-        """What the ranks end with: the recipe is at fault where all of several nodes say the same."""
-        if not self.bad:
-            return ExitCode.DONE
-        alike = len({tuple(problems) for problems in self.bad.values()}) == 1
-        everywhere = len(self.bad) == len(self.nodes) > 1
-        return ExitCode.RECIPE if alike and everywhere else ExitCode.REQUEUE
 
 
 def preflight(
@@ -153,14 +143,9 @@ def judge(reports: Sequence[Report], nodes: list[str], figures: str) -> Verdict:
 
 
 def announce(verdict: Verdict) -> None:
-    """Say it in the job's log, from where `slurm.after` takes the names of the nodes to leave out."""
+    """Say it in the job's log: `slurm.after` reads there which nodes to leave out, if any."""
     if not verdict.bad:
         say(f"bitdance: preflight of {len(verdict.nodes)} nodes passed: {verdict.figures}")
     for node, problems in verdict.bad.items():
         for problem in problems:
-            if verdict.code == ExitCode.RECIPE:
-                say(f"bitdance: on {node}: {problem}")
-            else:
-                say(f"bitdance: bad node {node}: {problem}")
-    if verdict.code == ExitCode.RECIPE:
-        say("bitdance: all nodes say so: mend it, and submit again")
+            say(f"bitdance: bad node {node}: {problem}")

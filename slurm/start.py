@@ -57,7 +57,7 @@ def start(stop: StopFlag, arguments: list[str] | None = None) -> int:
         _note_start(recipe)
     if verdict.bad:
         # Of rank 0 alone, which has said so: at this bad exit srun ends the ranks that stay silent, too.
-        return verdict.code if speaks else ExitCode.DONE
+        return ExitCode.REQUEUE if speaks else ExitCode.DONE
     # The job's own starts alone count: before it was submitted a person has looked at the others.
     code = run_rank(recipe, stop, despite_no_progress=not _makes_no_progress(RunFolder(Path(recipe.run))))
     return ExitCode.DONE if code == ExitCode.REQUEUE else code

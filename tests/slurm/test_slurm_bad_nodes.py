@@ -65,11 +65,14 @@ def test_a_node_that_stays_silent_is_left_out(lab: Lab, undisturbed: Run) -> Non
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the nodes' GPUs are false, this machine's is not")
 def test_gpus_that_no_node_sees_end_the_job(lab: Lab) -> None:
+    reason = "torch sees 0 of the 1 GPUs that the job has on it"
     run = lab.submit("no-gpus", site=lab.site(GPUS_PER_NODE="1"))
     run.wait(run.over, "the end")
     assert run.state() == "FAILED" and run.cluster.job(run.number)["ExitCode"] == "78:0"
     for name in run.nodes():
-        assert f"bitdance: on {name}: torch sees 0 of the 1 GPUs that the job has on it" in run.log()
+        assert f"bitdance: bad node {name}: {reason}" in run.log()
+    (end,) = run.history("end")
+    assert end["why"] == f"all 2 nodes say: {reason}"
 
 
 @pytest.mark.parametrize("name", ["n1", "n2"])

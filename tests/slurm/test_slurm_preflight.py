@@ -16,7 +16,7 @@ from small_stage import write_recipe
 
 from foundation.errors import ExitCode
 from slurm import interconnect, start
-from slurm.after import Start, decide
+from slurm.after import Decision, Start, decide
 from slurm.history import JobFolder
 from slurm.node_checks import Limits, available_memory
 from slurm.preflight import Verdict, announce
@@ -50,10 +50,10 @@ def agreed(verdicts: list[Verdict]) -> Verdict:
     return verdicts[0]
 
 
-def left_out(verdict: Verdict, folder: Path, said: str) -> tuple[str, ...]:
-    """The nodes without which the job goes on, by what stands in its log."""
-    ended, run = Start(7, 0, "n[0-3]", verdict.code, count=len(verdict.nodes)), RunFolder(folder / "run")
-    return decide(ended, said, run, JobFolder.of_run(run.path)).without
+def decided(verdict: Verdict, folder: Path, said: str) -> Decision:
+    """What becomes of the job, by what stands in its log."""
+    ended, run = Start(7, 0, "n[0-3]", 75, count=len(verdict.nodes)), RunFolder(folder / "run")
+    return decide(ended, said, run, JobFolder.of_run(run.path))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,12 @@ def test_the_node_that_falls_short_is_left_out(
 ) -> None:
     limits = replace(LIMITS, patience=2) if odd.silent else LIMITS
     verdict = agreed(simulate(monkeypatch, shared, job(odd), limits))
-    assert verdict.bad == {"n1": words} and verdict.code == ExitCode.REQUEUE
+    assert verdict.bad == {"n1": words}
     assert not list((shared / "run" / "slurm").iterdir())  # what the nodes were to see is cleared away
     announce(verdict)
-    assert left_out(verdict, shared, capsys.readouterr().out) == ("n1",)
+    decision = decided(verdict, shared, capsys.readouterr().out)
+    assert decision.again and decision.without == ("n1",)
+    assert decision.why == f"n1: {'; '.join(words)}"
 
 
 def remove_latents(view: Path) -> str:
@@ -140,7 +142,7 @@ def test_the_node_that_sees_less_is_left_out(
     (view / "run").symlink_to(shared / "run")
     words = hide(view)
     verdict = agreed(simulate(monkeypatch, shared, job(Node(view=view)), LIMITS))
-    assert verdict.bad == {"n1": [words]} and verdict.code == ExitCode.REQUEUE
+    assert verdict.bad == {"n1": [words]}
 
 
 def test_nodes_that_just_suffice_train(
@@ -148,7 +150,7 @@ def test_nodes_that_just_suffice_train(
 ) -> None:
     nodes = job(JUST_ENOUGH)
     verdict = agreed(simulate(monkeypatch, shared, nodes, LIMITS))
-    assert not verdict.bad and verdict.code == ExitCode.DONE
+    assert not verdict.bad
     announce(verdict)
     figures = "memory >= 8 GB, disk >= 2 GB, all-reduce 4.01 GB/s"
     assert capsys.readouterr().out == f"bitdance: preflight of 4 nodes passed: {figures}\n"
@@ -183,11 +185,13 @@ def test_what_all_nodes_lack_ends_the_job(
 ) -> None:
     nodes = {f"n{number}": Node(gpus=0) for number in range(4)}
     verdict = agreed(simulate(monkeypatch, shared, nodes, LIMITS))
-    assert verdict.code == ExitCode.RECIPE
     announce(verdict)
     said = capsys.readouterr().out
-    assert "bitdance: on n3: torch sees 0 of the 2 GPUs that the job has on it" in said
-    assert "all nodes say so: mend it, and submit again" in said
+    reason = "torch sees 0 of the 2 GPUs that the job has on it"
+    assert f"bitdance: bad node n3: {reason}" in said
+    decision = decided(verdict, shared, said)
+    assert (decision.again, decision.code) == (False, ExitCode.RECIPE)
+    assert decision.why == f"all 4 nodes say: {reason}"
 
 
 @pytest.mark.parametrize(("rank", "code"), [(0, ExitCode.REQUEUE), (1, ExitCode.DONE)])

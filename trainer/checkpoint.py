@@ -271,6 +271,7 @@ class Checkpoints:
                 retain(self.run, self.section.keep_last, self.section.keep_every, self._copies.under_way())
                 self.events.write("saved", step=manifest.step, seconds=round(time.monotonic() - started, 3))
                 return None
+            refuse_stale(self.run, manifest.start)  # a newer start may have removed what was being written
         except StaleStart as error:
             return error
         except Exception as error:  # noqa: BLE001  (nothing may escape before what the other ranks wait for)

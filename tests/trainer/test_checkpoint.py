@@ -220,6 +220,23 @@ def test_a_folder_that_cannot_be_made_is_told_to_all_before_anything_is_written(
     assert "STEP 1 COULD NOT BE SAVED" in capsys.readouterr().out
 
 
+def test_a_start_that_was_replaced_is_not_told_to_make_room(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The newer start has removed the folder that it was writing to."""
+    stale = checkpoints(run)
+
+    def replaced(*_: object) -> None:
+        checkpoints(run)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", replaced)
+    stale.save(1, shards(1.0), {})
+    with pytest.raises(StaleStart):
+        stale.wait()
+    assert "COULD NOT BE SAVED" not in capsys.readouterr().out
+
+
 def test_a_stale_start_learns_it_at_its_next_save(run: RunFolder) -> None:
     saver = checkpoints(run)
     newer = checkpoints(run)

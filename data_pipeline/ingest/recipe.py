@@ -20,7 +20,7 @@ class InputSection(Section):
             macOS adds to archives, are not looked at in either);
             `class_tars`: ImageNet's tar of one tar per class, unpacked once: a shard each, its name the
             caption; `jsonl`: manifests, a line `{"image": path, "caption": text}` per picture; `parquet`:
-            Hugging Face parquet with an `image` column of `{bytes, path}`, a shard per file.
+            Hugging Face parquet with an `image` column, of `{bytes, path}` or of bytes, a shard per file.
         path: paths, globs or `s3://` addresses.
         captions: for `classes` and `class_tars`: a JSON file, class name -> caption.
         caption_column: for `parquet`.

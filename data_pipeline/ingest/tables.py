@@ -10,9 +10,9 @@ from data_pipeline.ingest.samples import CAPTION_BYTES, JSON_BYTES, RawSample, R
 from data_pipeline.ingest.storage import fails_for_a_while, is_remote, reaching, remote_files
 from foundation.errors import DataError
 
-# A page may be all of its row group, and is unpacked whole: a worker needs about three times as much. Files
-# that are made for pictures have groups of a hundred or a thousand rows, far below it.
-ROW_GROUP_BYTES = 1 << 30
+# As the file says itself. A page may be all of its row group, and is unpacked whole: a worker may need three
+# times as much. Files that are made for pictures have groups of a hundred or a thousand rows.
+ROW_GROUP_BYTES = 2 << 30
 
 
 def read_table(path: str, section: InputSection) -> Iterator[RawSample | Refused]:
@@ -28,7 +28,7 @@ def read_table(path: str, section: InputSection) -> Iterator[RawSample | Refused
     _check_row_groups(table, path, names)
     caps = dict.fromkeys(names, JSON_BYTES)
     caps |= {section.caption_column: CAPTION_BYTES, "image": section.max_member_bytes}
-    # Row by row, so that memory is bounded by one: a cell of a dictionary may be repeated without end.
+    # Row by row, for a cell of a dictionary may be repeated without end.
     rows = table.iter_batches(1, columns=list(names.values()))
     number = 0
     while (row := _next_row(rows, path)) is not None:

@@ -111,14 +111,19 @@ def _begin_worker(parent: int) -> None:
 
 
 def ordered_map(
-    executor: Executor | None, function: Callable[[Given], Made], items: Iterable[Given], window: int
+    executor: Executor | None,
+    function: Callable[[Given], Made],
+    items: Iterable[Given],
+    weigh: Callable[[Given], int],
+    window: int,
 ) -> Iterator[tuple[Given, Made]]:
-    """Items and their results, in the items' order, with at most `window` under way, so memory stays bounded.
+    """Items and their results, in the items' order, read only as far as a window reaches: memory is bounded.
 
     Args:
         executor: where `function` runs; None runs it here.
         function: from an item to its result.
-        items: read only as far as the window reaches.
+        items: with those under way no more are held than weigh `window`, and one.
+        weigh: the weight of an item, at least 1.
         window: at least 1.
     """
     if executor is None:
@@ -126,11 +131,13 @@ def ordered_map(
             yield item, function(item)
         return
     waiting: deque[tuple[Given, Future[Made]]] = deque()
+    weight = 0
     for item in items:
         waiting.append((item, executor.submit(function, item)))
-        if len(waiting) >= window:
+        weight += weigh(item)
+        while weight >= window:
             first, future = waiting.popleft()
             yield first, future.result()
-    while waiting:
-        first, future = waiting.popleft()
+            weight -= weigh(first)
+    for first, future in waiting:
         yield first, future.result()

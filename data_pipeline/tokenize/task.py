@@ -38,7 +38,8 @@ from data_pipeline.tokenize.writer import Source, TaskWriter
 from foundation.errors import DataError
 from foundation.provenance import package_version
 
-DECODE_WINDOW_PER_WORKER = 8
+DECODE_WINDOW_PER_WORKER = 8  # pictures that are held, of this size; a larger one counts as several
+DECODE_WINDOW_BYTES = 4 << 20
 # A task may write nothing but at its end; by this it shows that it is under way.
 HEARTBEAT_SECONDS = 60.0
 FITS_NO_CLASS = "too small for every class, or none without cutting off more than pictures.max_cropped"
@@ -99,6 +100,11 @@ class TaskRunner:
         return marker
 
 
+def _weight(chosen: tuple[RawSample, str, dict[str, float]]) -> int:
+    """Of a sample under way: how many pictures it counts as."""
+    return 1 + len(chosen[0].image) // DECODE_WINDOW_BYTES
+
+
 @dataclass(frozen=True)
 class _Waiting:
     """A picture that waits for its batch: the record without its bits, and `[height, width, 3]` uint8."""
@@ -127,7 +133,8 @@ class _Task:
         chosen = self._chosen_samples()
         window = DECODE_WINDOW_PER_WORKER * max(1, self.recipe.compute.decoders)
         decode = partial(decode_chosen, recipe=self.recipe)
-        for (sample, caption, scores), decoded in ordered_map(self.runner.decoders, decode, chosen, window):
+        results = ordered_map(self.runner.decoders, decode, chosen, _weight, window)
+        for (sample, caption, scores), decoded in results:
             if isinstance(decoded, str):
                 self._refuse(sample.key, decoded)
             elif decoded.too_small:

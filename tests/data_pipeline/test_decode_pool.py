@@ -5,7 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.tokenize.decoding import ordered_map
 
 JOB = """
 import time
@@ -24,6 +30,24 @@ def lives(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@given(st.lists(st.integers(1, 20), max_size=30), st.integers(1, 12))
+def test_no_more_is_held_than_the_window_and_one(weights, window):
+    held = []
+
+    def items():
+        for place, weight in enumerate(weights):
+            assert sum(held) < window
+            held.append(weight)
+            yield place, weight
+
+    with ThreadPoolExecutor(1) as pool:
+        results = []
+        for item, result in ordered_map(pool, sum, items(), lambda item: item[1], window):
+            results.append((item, result))
+            held.remove(item[1])
+    assert results == [(item, sum(item)) for item in enumerate(weights)] and not held
 
 
 def test_nothing_is_left_behind_by_jobs_that_are_killed():

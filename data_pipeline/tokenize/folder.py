@@ -54,7 +54,8 @@ class Plan:
         tokenizer: the binary tokenizer.
         text_tokenizer: what caption lengths are counted with.
         kept: version of the filter's rows (`ingest/kept.py`); None where all samples are kept.
-        captions: version of the class captions (`ingest/versions.py`); None where the recipe names none.
+        captions: version of the class captions (`ingest/versions.py`); None where the recipe names none, or
+            the plan was made before they were pinned.
     """
 
     shards: tuple[Shard, ...]

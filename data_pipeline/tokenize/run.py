@@ -150,6 +150,9 @@ def _plan(
             f"The tokenizer {recipe.tokenizer} has other weights than when {recipe.output} was begun (now "
             f"{now}, then {then}); name another output folder"
         )
+    if plan.captions is None and captions is not None:  # of the same recipe, so not pinned yet
+        plan = replace(plan, captions=captions)
+        folder.write_plan(plan)
     rows = f"kept rows {recipe.keep.rows if recipe.keep else 'none'}"
     for what, pinned, found in (
         (rows, plan.kept, kept),

@@ -287,6 +287,20 @@ def test_class_captions_that_were_replaced_are_refused(done, tokenizers, tmp_pat
     assert not list((tmp_path / "latents" / "tasks").glob("*"))
 
 
+@pytest.mark.parametrize("kind", ["classes", "class_tars"])
+def test_a_plan_of_before_class_captions_were_pinned_pins_those_that_are_there(tokenizers, tmp_path, kind):
+    recipe = recipe_for(tokenizers, tmp_path, kind)
+    run_tokenize(recipe, Slice(0, 2))
+    path = tmp_path / "latents" / "plan.json"
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in plan.items() if name != "captions"}))
+    run_tokenize(recipe)
+    assert json.loads(path.read_text()) == plan
+    flip(tmp_path / "input" / "names.json", -4)
+    with pytest.raises(RecipeError, match=r"class captions .*names\.json were replaced"):
+        run_tokenize(recipe)
+
+
 def test_a_picture_that_moves_to_a_shard_of_another_slice_is_told(tokenizers, tmp_path):
     """Each shard has as many pictures as before, and the two slices together one of them twice."""
     recipe = recipe_for(tokenizers, tmp_path, "folder")

@@ -21,6 +21,9 @@ from data_pipeline.ingest.storage import (
 from foundation.errors import DataError
 
 CLASS_KINDS = ("classes", "class_tars")
+# Between the times of an input and of a task: two servers' clocks may differ, and a marker on S3 is as much
+# later than the last look at the input as the task's upload takes. A wider margin only costs hashes.
+MARGIN_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def has_changed(shard: Shard, section: InputSection, then: str, since: float) ->
     look = look_at(shard, section)
     if shard.count and not then.startswith(f"{shard.listing} {look.sizes} "):
         return True
-    if look.files and look.last_change < since:
+    if look.files and look.last_change < since - MARGIN_SECONDS:
         return False
     return shard_version(shard, section) != then
 

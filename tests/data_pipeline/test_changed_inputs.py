@@ -335,5 +335,16 @@ def test_what_was_not_touched_is_not_opened_again(tokenizers, tmp_path, monkeypa
     """A large input costs a later run its listing alone."""
     recipe = recipe_for(tokenizers, tmp_path, kind)
     run_tokenize(recipe)
+    for marker in (tmp_path / "latents" / "tasks").glob("*/done.json"):
+        os.utime(marker, (time.time() + 3600,) * 2)  # the input is an hour older
     monkeypatch.setattr("data_pipeline.ingest.versions.file_version", lambda *_: 1 / 0)
     run_tokenize(recipe)
+
+
+def test_an_edit_is_told_though_the_inputs_clock_is_five_minutes_behind(tmp_path):
+    section = InputSection.model_validate({"kind": "folder"} | write_folder(tmp_path))
+    shard = list_shards(section)[0]
+    version = shard_version(shard, section)
+    assert not has_changed(shard, section, version, since=time.time() + 300)
+    flip(tmp_path / "0.jpg")
+    assert has_changed(shard, section, version, since=time.time() + 300)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.ingest.shards import Shard
+from data_pipeline.ingest.storage import file_state
 from data_pipeline.manifest import MANIFEST_NAME, TextTokenizerManifest, TokenizerManifest
 from data_pipeline.store import FolderStore, open_store
 from data_pipeline.tokenize.marker import DONE_NAME, Marker, parse_marker
@@ -189,20 +190,17 @@ class DatasetFolder:
         """The marker of a task, where its files have the sizes that it says."""
         return self._whole([number]).get(number)
 
-    def finished_at(self, number: int) -> float:
-        """When a task that is present was committed (seconds since 1970); 0 on S3, which is not asked."""
-        if not isinstance(self.store, FolderStore):
-            return 0.0
-        return os.stat(self.store.path / self.task(number) / DONE_NAME).st_mtime
-
-    def present(self) -> set[int]:
-        """Tasks that claim to be finished, whether their files fit or not."""
+    def present(self) -> dict[int, float]:
+        """Tasks that claim to be finished, whether their files fit or not, and the times of their markers
+        (seconds since 1970; 0 where there is none)."""
         if isinstance(self.store, FolderStore):
             folder = self.store.path / TASKS
             names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-            return {int(name) for name in names if NUMBER.fullmatch(name)}
-        matches = (MARKER.fullmatch(name) for name in self.store.files(TASKS))
-        return {int(match[1]) for match in matches if match}
+            tasks = [int(name) for name in names if NUMBER.fullmatch(name)]
+            states = {task: file_state(self.address(f"{self.task(task)}/{DONE_NAME}")) for task in tasks}
+            return {task: state.content_changed / 1e9 if state else 0.0 for task, state in states.items()}
+        listed = self.store.files(TASKS).items()
+        return {int(match[1]): time for name, (_, time) in listed if (match := MARKER.fullmatch(name))}
 
     def set_aside(self, number: int) -> None:
         """Remove a task that does not verify, so that it does not count."""

@@ -252,16 +252,17 @@ def _missing(
     failed, changed = dict[int, str](), dict[int, str]()
     # In this order: a task that another job commits meanwhile must not look like one without a marker.
     present, failures = folder.present(), folder.failures()
-    looked_at = sorted({*numbers, *(moved & present)})
+    looked_at = sorted({*numbers, *(moved & present.keys())})
     markers = folder.markers(looked_at)
     # Those whose other files do not verify, too: they are of another shard all the same.
-    claims = folder.claims([n for n in looked_at if n in present - markers.keys()], {}) | markers
+    claims = folder.claims([n for n in looked_at if n in present.keys() - markers.keys()], {}) | markers
     given_up = folder.given_up()
     for number in looked_at:
         shard, failure = plan.shards[number], failures.get(number)
         if number in given_up and number not in markers:
             continue
-        if number in claims and _changed(recipe, folder, number, shard, claims[number]):
+        since = present.get(number, 0.0)
+        if number in claims and _changed(recipe, shard, claims[number], since):
             changed[number] = f"{shard.label} has changed since"
         elif number in markers or number not in numbers:
             continue
@@ -274,17 +275,16 @@ def _missing(
     return missing, failed, changed
 
 
-def _changed(
-    recipe: TokenizeRecipe, folder: DatasetFolder, number: int, shard: Shard, marker: Marker
-) -> bool:
-    """Whether a task was done with another content of its shard, as far as a few reads can tell."""
+def _changed(recipe: TokenizeRecipe, shard: Shard, marker: Marker, since: float) -> bool:
+    """Whether a task was done with another content of its shard, as far as a few reads can tell; `since` is
+    the marker's time."""
     if marker["shard_bytes"] != shard.size:
         return True
     then = marker.get("shard_version")
     if then is None:
         return False
     try:
-        return has_changed(shard, recipe.input, then, folder.finished_at(number))
+        return has_changed(shard, recipe.input, then, since)
     except (DataError, OSError):
         return False  # gone, or not to be read: what is done of it stays
 

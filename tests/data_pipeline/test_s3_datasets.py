@@ -3,12 +3,13 @@
 import hashlib
 
 import pytest
-from photo_shards import tokenize_recipe, tree, write_shards, write_tokenizer
+from photo_shards import picture, tokenize_recipe, tree, write_shards, write_tokenizer
 from s3_server import SECRET, BadLine, s3_environment, s3_server
 from typer.testing import CliRunner
 
 from data_pipeline.cli import app
 from data_pipeline.finalize import finalize_dataset
+from data_pipeline.ingest import versions
 from data_pipeline.ingest.storage import remote_files
 from data_pipeline.latents import LatentDataset
 from data_pipeline.status import read_status
@@ -75,6 +76,19 @@ def test_a_dataset_on_s3_equals_a_local_one(port, made, tmp_path, capsys):
         output = capsys.readouterr()
     said = output.out + output.err + result.output + page.read_text() + written.decode("latin-1")
     assert SECRET not in said and "a picture of number 3" in said
+
+
+def test_local_pictures_of_a_dataset_on_s3_are_not_opened_again(port, made, tmp_path, monkeypatch):
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number, 64, 64))
+        (tmp_path / f"{number}.txt").write_text("a caption")
+    section = {"kind": "folder", "path": [str(tmp_path)], "samples_per_shard": 1}
+    recipe = tokenize_recipe(made, input=section, output="s3://data/loose/latents", near_duplicates=None)
+    monkeypatch.setattr(versions, "MARGIN_SECONDS", -3600.0)  # the pictures are as good as an hour older
+    with s3_environment(port):
+        run_tokenize(recipe)
+        monkeypatch.setattr(versions, "file_version", lambda *_: 1 / 0)
+        run_tokenize(recipe)
 
 
 def test_a_task_without_its_marker_or_with_a_damaged_file_is_done_again(port, made, capsys):

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,6 +87,11 @@ class Plan:
             kept=values["kept"],
             captions=values.get("captions"),
         )
+
+
+def is_of(note: Mapping[str, Any], shard: Shard) -> bool:
+    """Whether a note about a task was made while its shard was what it is now, as its listing tells."""
+    return (note["size"], note.get("listing", "")) == (shard.size, shard.listing)
 
 
 class DatasetFolder:
@@ -253,8 +258,8 @@ class DatasetFolder:
 
     def note_death(self, number: int, shard: Shard, reason: str) -> int:
         """Record that a worker died at a task; how many now have, since its shard is what it is."""
-        before = self.deaths().get(number, {})
-        deaths = 1 + (before.get("deaths", 0) if before.get("size") == shard.size else 0)
+        before = self.deaths().get(number)
+        deaths = 1 + (before.get("deaths", 0) if before and is_of(before, shard) else 0)
         self._note(DIED, number, shard, reason, deaths=deaths)
         return deaths
 

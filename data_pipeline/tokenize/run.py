@@ -20,7 +20,7 @@ from data_pipeline.recipe_folder import RECORD_NAME, claim_folder, recipe_record
 from data_pipeline.store import remove_scratch, writing_to
 from data_pipeline.tokenize.captions import load_text_tokenizer_or_refuse, text_tokenizer_hash, train_and_save
 from data_pipeline.tokenize.encoder import describe_tokenizer
-from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan
+from data_pipeline.tokenize.folder import TASKS, DatasetFolder, Plan, is_of
 from data_pipeline.tokenize.marker import Marker
 from data_pipeline.tokenize.recipe import TokenizeRecipe
 from foundation.errors import DataError, Problems, RecipeError
@@ -266,7 +266,7 @@ def _missing(
             changed[number] = f"{shard.label} has changed since"
         elif number in markers or number not in numbers:
             continue
-        elif failure and (failure["size"], failure.get("listing", "")) == (shard.size, shard.listing):
+        elif failure and is_of(failure, shard):
             failed[number] = f"{failure['reason']} (failed earlier)"
         else:
             missing.append(number)

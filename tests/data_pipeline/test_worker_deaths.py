@@ -113,6 +113,8 @@ def test_one_death_is_forgotten_by_retry_by_another_content_and_by_giving_up(job
     shard = Shard("1.tar", 5)
     job.folder.write_plan(Plan((shard, shard), TOKENIZER, TEXT, None))
     assert [job.folder.note_death(1, s, "x") for s in (shard, shard, Shard("1.tar", 6))] == [1, 2, 1]
+    edited = Shard("1.tar", 6, listing="of other names")
+    assert [job.folder.note_death(1, s, "x") for s in (edited, edited)] == [1, 2]
     give_up(job.folder.root, [1])
     assert not job.folder.deaths()
     job.folder.note_death(0, shard, "x")

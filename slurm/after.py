@@ -37,7 +37,9 @@ FINAL: dict[int, str] = {
     ExitCode.RECIPE: "the recipe is bad",
 }
 OWN_LOG = Path("/proc/self/fd/1")  # the job's, opened by its script; scontrol misreads a %% in its path
-BAD_NODE = re.compile(r"^bitdance: bad node (\S+?): (.*)$", re.MULTILINE)
+BAD_NODE = re.compile(r"^(?: *\d+: )?bitdance: bad node (\S+?): (.*)$", re.MULTILINE)  # srun may label lines
+# Told to stop, and it has saved; or too early for that, when nothing caught the signal yet.
+STOPPED = (ExitCode.REQUEUE, 128 + signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
             return Decision(False, ExitCode.BUG, f"exit code {start.code} after {start.restart} restarts")
         return Decision(True, ExitCode.REQUEUE, describe(start.code))
     step = committed_step(run)
-    fruitless = [e for e in ends if e["step"] == step and e["code"] != ExitCode.REQUEUE]
-    stuck = start.code != ExitCode.REQUEUE and len(fruitless) == BAD_STARTS - 1
+    fruitless = [e for e in ends if e["step"] == step and e["code"] not in STOPPED]
+    stuck = start.code not in STOPPED and len(fruitless) == BAD_STARTS - 1
     if stuck or makes_no_progress(run, step, history.began(start.job)):
         return Decision(
             False,

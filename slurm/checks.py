@@ -197,7 +197,7 @@ def _check_time(problems: Problems, site: Site, partition: dict[str, str], data:
     except ValueError:
         problems.add(whose, f"{text} is no time", "for example 24:00:00")
         return
-    if most is not None and (limit or 0) > most:
+    if most is not None and (limit is None or limit > most):
         problems.add(whose, f"{text} is above {partition['MaxTime']}, the most of {of}", "lower it")
     save = DATA_SAVE_SECONDS if data else site.save_seconds
     if limit is not None and save >= limit:
@@ -218,7 +218,7 @@ def _check_gpus(problems: Problems, site: Site, where: str, named: Sequence[dict
 
 def seconds_of(text: str | None) -> int | None:
     """A time as Slurm writes it (minutes, m:s, h:m:s, d-h:m:s); None where there is no limit."""
-    if text is None or text.upper() in ("UNLIMITED", "INFINITE"):
+    if text is None or text.upper() in ("UNLIMITED", "INFINITE", "0", "-1"):
         return None
     days, _, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
@@ -238,12 +238,17 @@ def gpus_of(node: dict[str, str]) -> int:
 def check_work(
     problems: Problems, work: Work, made_before: set[Path], file: SiteFile, nodes: Sequence[dict[str, str]]
 ) -> None:
-    """Whether a job finds what it reads, in places that all nodes see, and can be cut for its nodes.
+    """Whether a job finds what it reads, in places that all nodes see, and can be cut for its nodes. One that
+    is done reads nothing any more.
 
     Args:
         made_before: run folders and datasets of the jobs that it waits for.
         nodes: of the partition.
     """
+    if work.check is not None:
+        work.check(problems)
+    if work.done:
+        return
     shared = [Path(folder) for folder in file.site.shared_folders.split(":") if folder]
     for key, path in work.reads.items():
         made = any(path == folder or folder in path.parents for folder in made_before)
@@ -252,8 +257,6 @@ def check_work(
             problems.add(f"{work.title}: {key}", f"{path} does not exist", fix)
     for key, path in {**work.reads, "its folder": work.folder.path}.items():
         _check_shared(problems, f"{work.title}: {key}", path, shared)
-    if work.check is not None:
-        work.check(problems)
     if isinstance(work.recipe, StageRecipe):
         least_most = node_range(work.options["nodes"] or "")
         if least_most is not None and nodes:  # else said already
@@ -290,7 +293,7 @@ def check_plan(problems: Problems, work: Work, site: Site, nodes: Sequence[dict[
         nodes: of the partition.
     """
     least_most = node_range(work.options.get("nodes") or "")
-    if not isinstance(work.recipe, StageRecipe) or least_most is None or not site.gpus_per_node:
+    if not isinstance(work.recipe, StageRecipe) or least_most is None or not site.gpus_per_node or work.done:
         return
     ranks, kind = least_most[0] * int(work.options["ntasks-per-node"] or 1), gpu_kind(site, nodes)
     say(f"{work.title}: looking whether it fits into {ranks} GPUs ({kind})")

@@ -2,6 +2,8 @@
 
 stop=
 trap 'stop=yes' USR1 TERM    # nothing more: a longer trap would race with the next signal
+# Of the shell that sbatch was called in; srun takes the job's own, or refuses two that differ.
+unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_PER_@}"
 
 # What each start does before its step, behind the site's lines.
 begin_start() {
@@ -10,7 +12,9 @@ begin_start() {
     local record said
     record=$(scontrol show job "$SLURM_JOB_ID" --oneliner | grep "^JobId=$SLURM_JOB_ID ")
     keep_own_variables "$record"
-    said=$("$PYTHON" -c 'import slurm.after' 2>&1) || leave_node "no working $PYTHON: ${said##*$'\n'}" "$record"
+    # A signal to the whole job is for this script: a Python that it ends is not a bad one.
+    said=$(trap '' USR1 TERM; "$PYTHON" -c 'import slurm.after' 2>&1) ||
+        leave_node "no working $PYTHON: ${said##*$'\n'}" "$record"
     echo "bitdance: start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date -Is)"
     # Empty steps, one more at each start. Slurm numbers the steps of each start from 0; an earlier start may live
     # on, on a node that is cut off, and end its own step by that number when the node comes back.
@@ -24,7 +28,6 @@ begin_start() {
 # sbatch hands on what it finds in a shell that is itself in a job: what Slurm does not say of this job is not its.
 keep_own_variables() {
     local record=$1
-    unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_PER_@}"    # srun takes the job's own, or refuses two that differ
     [ -n "$record" ] || return
     [[ $record == *' Restarts=0 '* ]] && unset SLURM_RESTART_COUNT
     [[ $record == *' ArrayTaskId='* ]] || unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
@@ -36,8 +39,11 @@ keep_own_variables() {
 # The job goes on without this node, unless its last three starts have said the same. In bash, for a node without a
 # working interpreter cannot run `slurm.after`.
 leave_node() {
-    local reason=$1 record=$2 without job=$SLURM_JOB_ID
+    local reason=$1 record=$2 now without job=$SLURM_JOB_ID
     [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    now=$(scontrol show job "$job" --oneliner)
+    # Else it was cancelled, or started elsewhere, meanwhile.
+    [[ $now == *' JobState=RUNNING '* && $now == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]] || exit 75
     trap '' TERM    # comes with the requeue, and would end what follows it
     echo "bitdance: bad node $SLURMD_NODENAME: $reason"
     [ "$(grep '^bitdance: ' /proc/$$/fd/1 | tail -n 3 | grep -cF ": $reason")" = 3 ] && exit 78
@@ -51,6 +57,8 @@ leave_node() {
 # told so once, by the signal $2: it saves, and ends with code 75.
 wait_for_step() {
     local step=$1 signal=$2 told=
+    # Until it is srun, it is a copy of this script, whose trap would swallow the signal.
+    while cmp -s "/proc/$$/cmdline" "/proc/$step/cmdline"; do sleep 0.05; done
     while :; do
         [ -n "$stop" ] && [ -z "$told" ] && kill -"$signal" "$step" && told=yes
         wait "$step"    # interrupted by a signal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from foundation.errors import ExitCode
 from slurm.after import FINAL, describe
 from slurm.controller import is_live
 from slurm.history import JobFolder
@@ -49,6 +50,8 @@ def _of_one(number: int, job: dict[str, str], told: str) -> str:
     code, _, signal = job.get("ExitCode", "0:0").partition(":")
     if not told and job["JobState"] == "FAILED" and (code, signal) != ("0", "0"):
         status = int(code) or 128 + int(signal)
+        if status == ExitCode.RECIPE:  # ended before `slurm.after`, which would have told more
+            return "a bad recipe, or no working Python on three nodes; see its log"
         return FINAL[status] if status in FINAL else describe(status)
     return told
 

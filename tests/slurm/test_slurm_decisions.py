@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,21 @@ def test_bad_nodes_are_those_that_this_start_has_named(tmp_path: Path) -> None:
     decision = end(tmp_path, 75, this_start(log))
     assert decision.again and decision.without == ("n2",)
     assert decision.why == "n2: 0.1 GB are free in /tmp, 2 are needed"
+
+
+def test_a_bad_node_is_found_where_srun_labels_the_lines(tmp_path: Path) -> None:
+    decision = end(tmp_path, 75, "bitdance: start 0\n 3: bitdance: bad node n2: no disk\n0: noise\n")
+    assert decision.again and decision.without == ("n2",)
+
+
+def test_starts_that_were_told_to_stop_before_they_could_save_do_not_count(tmp_path: Path) -> None:
+    """Nothing catches the signal yet: srun ends by it."""
+    run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
+    for _ in range(3):
+        decision = decide(Start(7, 0, "n1", 128 + signal.SIGUSR1), "", run, history)
+        assert decision.again
+        history.note("end", 7, code=128 + signal.SIGUSR1, step=0, again=True, why=decision.why)
+    assert decide(Start(7, 0, "n1", 137), "", run, history).again
 
 
 def test_what_all_nodes_of_a_start_say_ends_the_job(tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ def test_a_job_on_a_dataset_in_a_store_is_cancelled(
         ([{"JobState": "RUNNING", "Reason": "None"}], ""),
         ([{"JobState": "FAILED", "Reason": "NonZeroExitCode", "ExitCode": "65:0"}], "the data are bad"),
         ([{"JobState": "FAILED", "ExitCode": "2:0"}], "the command line is wrong"),
+        (
+            [{"JobState": "FAILED", "ExitCode": "78:0"}],
+            "a bad recipe, or no working Python on three nodes; see its log",
+        ),
         ([{"JobState": "FAILED", "ExitCode": "0:9"}], "a process was ended by SIGKILL"),
         (
             [

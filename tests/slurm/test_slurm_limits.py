@@ -52,6 +52,9 @@ def test_no_more_nodes_are_looked_at_than_the_partition_has(
         ({}, {"TIME_LIMIT": "9", "SBATCH_OPTIONS": "--time=60"}, ""),
         ({}, {"SBATCH_OPTIONS": "--time=soon"}, "--time in SBATCH_OPTIONS: soon is no time"),
         ({"MaxTime": "01:00:00"}, {"SBATCH_OPTIONS": "--time=61"}, "61 is above 01:00:00, the most of"),
+        ({"MaxTime": "01:00:00"}, {"TIME_LIMIT": "UNLIMITED"}, "UNLIMITED is above 01:00:00, the most of"),
+        ({"MaxTime": "01:00:00"}, {"SBATCH_OPTIONS": "--time=-1"}, "-1 is above 01:00:00, the most of"),
+        ({}, {"TIME_LIMIT": "0"}, ""),
     ],
 )
 def test_the_limit_in_force_leaves_time_before_the_save(

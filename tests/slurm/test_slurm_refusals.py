@@ -41,6 +41,19 @@ def test_a_folder_that_is_there_is_not_taken_for_the_published_model(
     assert told.read_text() == ""
 
 
+@pytest.mark.parametrize("done", [False, True])
+def test_what_is_done_reads_nothing_any_more(tmp_path: Path, done: bool) -> None:
+    """Photographs may be deleted once they are latents."""
+    made = tmp_path / "manifest.json"
+    if done:
+        made.touch()
+    folder, reads = JobFolder.of_run(tmp_path / "run"), {"input.path": tmp_path / "gone"}
+    problems = Problems()
+    work = Work("tokenize", "tokenize.sbatch", (), {}, folder, reads=reads, makes=made)
+    checks.check_work(problems, work, set(), SiteFile(Site(shared_folders=str(tmp_path))), [])
+    assert len(problems.lines) == (0 if done else 1)
+
+
 def test_what_is_published_already_is_left_out(inputs: Path, tmp_path: Path, told: Path) -> None:
     """As the script of the job notes it, beside the folder."""
     recipe, published = stage(inputs, tmp_path), tmp_path / "published"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ ELEMENT = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
 ARGUMENTS = {"train": ["r.yaml"], "tokenize": ["r.yaml", "4"], "export": ["a", "b"], "command": ["data"]}
 SCONTROL = """#!/bin/bash
 echo "$*" >> {told}
-[ "$1" = show ] && echo "JobId=12 {array}Restarts=1 ReqNodeList=(null) ExcNodeList=n7 StdOut=x"
+[ "$1" = show ] && echo "JobId=12 {array}JobState={state} Restarts=1 ExcNodeList=n7 StdOut=x"
 [ "$1" = requeue ] && kill -TERM 0
 exit 0
 """
@@ -33,15 +34,16 @@ def repository(folder: Path) -> Path:
     return scripts
 
 
-def run_script(folder: Path, name: str, python: str) -> tuple[int, list[str]]:
+def run_script(folder: Path, name: str, python: str, state: str = "RUNNING") -> tuple[int, list[str]]:
     """One start of a script on a node with a bad interpreter: its exit code, and what it told scontrol."""
     told, log = folder / "told", folder / "log"
     told.write_text("")
-    scontrol = SCONTROL.format(told=told, array="ArrayTaskId=3 " if name == "tokenize" else "")
+    array = "ArrayTaskId=3 " if name == "tokenize" else ""
+    scontrol = SCONTROL.format(told=told, array=array, state=state)
     for command, text in (("scontrol", scontrol), ("srun", "#!/bin/sh\nexit 99\n")):
         (folder / command).write_text(text)
         (folder / command).chmod(0o755)
-    environment = os.environ | JOB | (ELEMENT if name == "tokenize" else {})
+    environment = os.environ | JOB | (ELEMENT if name == "tokenize" else {}) | {"SLURM_RESTART_COUNT": "1"}
     with open(log, "a") as file:
         done = subprocess.run(
             ["bash", repository(folder) / f"{name}.sbatch", *ARGUMENTS[name]],
@@ -77,15 +79,15 @@ def test_a_node_without_the_interpreter_is_left_out_and_three_starts_of_it_are_t
         path.parent.mkdir()
         path.write_text(f"#!/bin/sh\n{line}\n")
         path.chmod(0o755)
-    asked = "show job 12 --oneliner"
-    told = [asked, f"requeue {job}", f"update JobId={job} ExcNodeList=n7,n1"]
+    asked = ["show job 12 --oneliner", f"show job {job} --oneliner"]
+    told = [*asked, f"requeue {job}", f"update JobId={job} ExcNodeList=n7,n1"]
     log = tmp_path / "log"
     for _ in range(2):
         assert run_script(tmp_path, name, python) == (75, told)
     log.write_text(log.read_text() + "bitdance: start 2 of job 12 on n2\n")  # a node that had it
     for _ in range(2):
         assert run_script(tmp_path, name, python) == (75, told)
-    assert run_script(tmp_path, name, python) == (78, [asked])
+    assert run_script(tmp_path, name, python) == (78, asked)
     assert re.search(
         rf"^bitdance: bad node n1: no working {python}: .*{words}", log.read_text(), re.MULTILINE
     )
@@ -122,13 +124,57 @@ def test_an_array_script_that_is_submitted_as_one_job_says_so(tmp_path: Path) ->
 def test_the_requeue_reaches_a_command_that_does_not_ignore_it(tmp_path: Path) -> None:
     """What the test above stands on: the stand-in's signal ends its own group."""
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text(SCONTROL.format(told=tmp_path / "told", array=""))
+    scontrol.write_text(SCONTROL.format(told=tmp_path / "told", array="", state="RUNNING"))
     scontrol.chmod(0o755)
     done = subprocess.run(
         ["bash", "-c", f"{scontrol} requeue 12; {scontrol} update"], start_new_session=True, check=False
     )
     assert done.returncode == -signal.SIGTERM
     assert (tmp_path / "told").read_text() == "requeue 12\n"
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_job_that_was_cancelled_is_not_put_back_for_a_bad_node(tmp_path: Path, name: str) -> None:
+    """Slurm would take it: a requeue is for jobs that have ended, too."""
+    code, told = run_script(tmp_path, name, "/no/python", state="CANCELLED")
+    assert code == 75 and all(line.startswith("show ") for line in told)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("whom", ["script", "whole job"])
+def test_a_signal_before_the_step_reaches_the_step(
+    tmp_path: Path, name: str, sent: signal.Signals, whom: str
+) -> None:
+    """While the interpreter is asked; the node is not blamed for it."""
+    told, record = tmp_path / "told", "JobId=12 ArrayTaskId=3 JobState=RUNNING Restarts=0 StdOut=x"
+    texts = {
+        "scontrol": f"#!/bin/bash\necho $1 >> {told}\necho {record}\n",
+        "srun": "#!/bin/bash\ntrap 'exit 75' USR1 TERM\nfor _ in {1..100}; do sleep 0.05; done\n"
+        f"echo whole >> {told}\n",
+        "python": f'#!/bin/bash\n[ "$1" = -c ] || exit "${{@: -1}}"\ntouch {tmp_path}/asked\nsleep 0.3\n',
+    }
+    for command, text in texts.items():
+        (tmp_path / command).write_text(text)
+        (tmp_path / command).chmod(0o755)
+    script = subprocess.Popen(
+        ["bash", repository(tmp_path) / f"{name}.sbatch", *ARGUMENTS[name]],
+        cwd=tmp_path,
+        env=os.environ
+        | JOB
+        | ELEMENT
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": f"{tmp_path}/python"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "asked").exists():
+        time.sleep(0.01)
+    (os.kill if whom == "script" else os.killpg)(script.pid, sent)
+    said, _ = script.communicate(timeout=60)
+    step = signal.SIGUSR1 if name == "train" else signal.SIGTERM
+    assert script.returncode in (75, 128 + step)  # told, or ended by it before it could be told
+    assert "bad node" not in said and not {"whole", "requeue"} & set(told.read_text().split())
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

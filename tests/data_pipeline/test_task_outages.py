@@ -47,10 +47,13 @@ def test_a_shard_that_may_not_be_read_fails_its_task_alone(tmp_path, monkeypatch
         stream.__enter__.return_value.read.side_effect = PermissionError(errno.EACCES, "Permission denied")
         return stream
 
+    def version(path, *part):
+        return "as it was" if path == shard else storage.file_version(path, *part)
+
     with monkeypatch.context() as patch:
         patch.setattr(storage, "open", denied, raising=False)
         if when == "read":
-            patch.setattr(versions, "file_version", lambda *_: "as it was")
+            patch.setattr(versions, "file_version", version)
         with pytest.raises(
             DataError, match=rf"1 of 3 tasks failed.*\n  task 00001: {shard} cannot be read: Perm"
         ):

@@ -12,7 +12,7 @@ quickstart: .venv/installed  ## from photos to a generated picture, with a tiny 
 test: check  ## linters, types, and all tests (two workers, one thread each)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --durations 15
 
-test-all: check  ## also the long tests: ten kills, many ranks, all faults of a cluster (an hour)
+test-all: check  ## also the long tests: ten kills, many ranks, all faults of a cluster (forty minutes)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --durations 15 -m ""
 
 check: .venv/installed  ## format, lint, types

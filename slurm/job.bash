@@ -66,4 +66,6 @@ wait_for_step() {
     done
     wait "$step"
     code=$?
+    # What bash says of a step that a signal to the whole job has ended, and that it has told of already.
+    ((code >= 0)) || code=$((128 + $(kill -l "$signal")))
 }

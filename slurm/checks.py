@@ -25,9 +25,7 @@ from trainer.recipe import StageRecipe
 
 _GPU = re.compile(r"\bgpu(?::([^:,(]+))?:(\d+)")  # type and count
 UNIT_SECONDS = (1, 60, 3600)
-DATA_SAVE_SECONDS = (
-    120  # before their limit the scripts of data jobs are told to stop, as they say themselves
-)
+DATA_SAVE_SECONDS = 120  # before their limit data jobs are told to stop, by their scripts (--signal)
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # never shared, unless the site file says so
 
 

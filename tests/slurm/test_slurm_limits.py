@@ -7,6 +7,7 @@ import yaml
 from stand_in import stage, submit, write_commands
 
 from slurm import checks
+from slurm.checks import DATA_SAVE_SECONDS
 from slurm.fitting import _Packs
 from slurm.script import SCRIPTS
 
@@ -99,3 +100,8 @@ def test_the_limit_of_data_jobs_leaves_time_too(tmp_path: Path, told: Path, wher
     assert f"{words} (have more than {source} gives)" in message and "SAVE_SECONDS" not in message
     for script in ("tokenize", "command"):
         assert f"--signal=B:USR1@{checks.DATA_SAVE_SECONDS}\n" in (SCRIPTS / f"{script}.sbatch").read_text()
+
+
+@pytest.mark.parametrize("name", ["tokenize", "command"])
+def test_data_jobs_are_told_to_stop_when_submission_thinks_so(name: str) -> None:
+    assert f"#SBATCH --signal=B:USR1@{DATA_SAVE_SECONDS}\n" in (SCRIPTS / f"{name}.sbatch").read_text()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -34,28 +35,42 @@ def repository(folder: Path) -> Path:
     return scripts
 
 
+def begin(
+    folder: Path,
+    name: str,
+    commands: dict[str, str],
+    arguments: list[str] | None = None,
+    log: IO[str] | int = subprocess.PIPE,
+    **variables: str,
+) -> subprocess.Popen[str]:
+    """Begin a job's script in ``folder``, with commands there in the place of Slurm's and of Python."""
+    for command, text in commands.items():
+        (folder / command).write_text(text)
+        (folder / command).chmod(0o755)
+    own = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": f"{folder}/python"}
+    return subprocess.Popen(
+        ["bash", repository(folder) / f"{name}.sbatch", *(arguments or ARGUMENTS[name])],
+        cwd=folder,
+        env=os.environ | JOB | own | variables,
+        stdout=log,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def run_script(folder: Path, name: str, python: str, state: str = "RUNNING") -> tuple[int, list[str]]:
     """One start of a script on a node with a bad interpreter: its exit code, and what it told scontrol."""
     told, log = folder / "told", folder / "log"
     told.write_text("")
     array = "ArrayTaskId=3 " if name == "tokenize" else ""
     scontrol = SCONTROL.format(told=told, array=array, state=state)
-    for command, text in (("scontrol", scontrol), ("srun", "#!/bin/sh\nexit 99\n")):
-        (folder / command).write_text(text)
-        (folder / command).chmod(0o755)
-    environment = os.environ | JOB | (ELEMENT if name == "tokenize" else {}) | {"SLURM_RESTART_COUNT": "1"}
+    commands = {"scontrol": scontrol, "srun": "#!/bin/sh\nexit 99\n"}
+    element = ELEMENT if name == "tokenize" else {}
     with open(log, "a") as file:
-        done = subprocess.run(
-            ["bash", repository(folder) / f"{name}.sbatch", *ARGUMENTS[name]],
-            cwd=folder,
-            env=environment | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": python},
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            timeout=60,
-            check=False,
-        )
-    return done.returncode, told.read_text().splitlines()
+        script = begin(folder, name, commands, log=file, PYTHON=python, SLURM_RESTART_COUNT="1", **element)
+        code = script.wait(timeout=60)
+    return code, told.read_text().splitlines()
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -107,18 +122,10 @@ def test_a_script_that_is_submitted_elsewhere_says_so(tmp_path: Path, name: str)
 
 
 def test_an_array_script_that_is_submitted_as_one_job_says_so(tmp_path: Path) -> None:
-    for command in ("scontrol", "srun"):
-        (tmp_path / command).write_text("#!/bin/sh\necho JobId=12 Restarts=0\n")
-        (tmp_path / command).chmod(0o755)
-    done = subprocess.run(
-        ["bash", repository(tmp_path) / "tokenize.sbatch", *ARGUMENTS["tokenize"]],
-        cwd=tmp_path,
-        env=os.environ | JOB | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "/bin/true"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1 and "usage: sbatch --array=0-39 slurm/tokenize.sbatch" in done.stderr
+    said = "#!/bin/sh\necho JobId=12 Restarts=0\n"
+    script = begin(tmp_path, "tokenize", {"scontrol": said, "srun": said}, PYTHON="/bin/true")
+    _, errors = script.communicate(timeout=60)
+    assert script.returncode == 1 and "usage: sbatch --array=0-39 slurm/tokenize.sbatch" in errors
 
 
 def test_the_requeue_reaches_a_command_that_does_not_ignore_it(tmp_path: Path) -> None:
@@ -148,26 +155,13 @@ def test_a_signal_before_the_step_reaches_the_step(
 ) -> None:
     """While the interpreter is asked; the node is not blamed for it."""
     told, record = tmp_path / "told", "JobId=12 ArrayTaskId=3 JobState=RUNNING Restarts=0 StdOut=x"
-    texts = {
+    commands = {
         "scontrol": f"#!/bin/bash\necho $1 >> {told}\necho {record}\n",
         "srun": "#!/bin/bash\ntrap 'exit 75' USR1 TERM\nfor _ in {1..100}; do sleep 0.05; done\n"
         f"echo whole >> {told}\n",
         "python": f'#!/bin/bash\n[ "$1" = -c ] || exit "${{@: -1}}"\ntouch {tmp_path}/asked\nsleep 0.3\n',
     }
-    for command, text in texts.items():
-        (tmp_path / command).write_text(text)
-        (tmp_path / command).chmod(0o755)
-    script = subprocess.Popen(
-        ["bash", repository(tmp_path) / f"{name}.sbatch", *ARGUMENTS[name]],
-        cwd=tmp_path,
-        env=os.environ
-        | JOB
-        | ELEMENT
-        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": f"{tmp_path}/python"},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    script = begin(tmp_path, name, commands, **ELEMENT)
     while not (tmp_path / "asked").exists():
         time.sleep(0.01)
     (os.kill if whom == "script" else os.killpg)(script.pid, sent)
@@ -218,32 +212,19 @@ def test_what_the_shell_was_in_a_job_of_its_own_does_not_count(
     tmp_path: Path, name: str, record: str
 ) -> None:
     """A first start of a job by plain sbatch in another job, and a fourth one whose variables are its own."""
-    texts = {
+    commands = {
         "scontrol": f"#!/bin/sh\n[ $2 = job ] && echo 'JobId=12 JobName=a {record} StdOut=x'\n",
         "srun": f'#!/bin/bash\necho "$*" >> {tmp_path}/steps\n',
         "python": f"#!/bin/sh\nenv | grep ^SLURM > {tmp_path}/left\n",
     }
-    for command, text in texts.items():
-        (tmp_path / command).write_text(text)
-        (tmp_path / command).chmod(0o755)
-    done = subprocess.run(
-        ["bash", repository(tmp_path) / f"{name}.sbatch", *ARGUMENTS[name]],
-        cwd=tmp_path,
-        env=os.environ
-        | JOB
-        | FOREIGN
-        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": f"{tmp_path}/python"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    script = begin(tmp_path, name, commands, **FOREIGN)
+    said, errors = script.communicate(timeout=60)
+    assert script.returncode == 0, errors
     own, steps = "Restarts=3" in record, (tmp_path / "steps").read_text().splitlines()
     left = dict(line.split("=", 1) for line in (tmp_path / "left").read_text().splitlines())
     empty = [step for step in steps if step.startswith("--overlap")]
     assert (left.get("SLURM_RESTART_COUNT"), len(empty)) == (("3", 3) if own else (None, 0))
-    assert f"start {3 if own else 0} of job 12" in done.stdout
+    assert f"start {3 if own else 0} of job 12" in said
     gpus = {"SLURM_GPUS", "SLURM_GPUS_PER_TASK"}
     assert left.keys() & gpus == (gpus if own else set())
     assert not left.keys() & {
@@ -259,49 +240,29 @@ def test_what_the_shell_was_in_a_job_of_its_own_does_not_count(
 def test_the_ranks_are_told_the_network_interface(tmp_path: Path) -> None:
     """Of the site file, for both libraries."""
     names = "^(NCCL|GLOO)_SOCKET_IFNAME="
-    texts = {
+    commands = {
         "scontrol": "#!/bin/sh\n[ $2 = job ] && echo 'JobId=12 Restarts=0 StdOut=x'\n",
         "srun": f"#!/bin/bash\nenv | grep -E '{names}' | sort > {tmp_path}/told\n",
         "python": "#!/bin/sh\n",
     }
-    for command, text in texts.items():
-        (tmp_path / command).write_text(text)
-        (tmp_path / command).chmod(0o755)
-    (repository(tmp_path) / "site.env").write_text(f"NETWORK_INTERFACE=ib7\nPYTHON={tmp_path}/python\n")
-    done = subprocess.run(
-        ["bash", "slurm/train.sbatch", "r.yaml"],
-        cwd=tmp_path,
-        env=os.environ | JOB | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    (repository(tmp_path) / "site.env").write_text("NETWORK_INTERFACE=ib7\n")
+    script = begin(tmp_path, "train", commands)
+    _, errors = script.communicate(timeout=60)
+    assert script.returncode == 0, errors
     assert (tmp_path / "told").read_text() == "GLOO_SOCKET_IFNAME=ib7\nNCCL_SOCKET_IFNAME=ib7\n"
 
 
 def publish(folder: Path) -> tuple[int, str]:
     """One start of the export's script, where each command succeeds: its exit code, and what was done."""
-    texts = {
+    commands = {
         "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
         "python": '#!/bin/bash\n[ "$1" = -c ] && exit\n[ "$2" = slurm.after ] && exit "$4"\n'
         f'echo "$3" >> {folder}/done\n[ "$3" = export ] && mkdir "$5"\nexit 0\n',
     }
-    for command, text in texts.items():
-        (folder / command).write_text(text)
-        (folder / command).chmod(0o755)
     (folder / "done").write_text("")
-    done = subprocess.run(
-        ["bash", repository(folder) / "export.sbatch", "run/export", "published/", "--prompt", "a cat"],
-        cwd=folder,
-        env=os.environ | JOB | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": f"{folder}/python"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, (folder / "done").read_text() + done.stdout
+    script = begin(folder, "export", commands, ["run/export", "published/", "--prompt", "a cat"])
+    said, _ = script.communicate(timeout=60)
+    return script.returncode, (folder / "done").read_text() + said
 
 
 def test_a_model_is_published_once_and_never_for_another_one(tmp_path: Path) -> None:

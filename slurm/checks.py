@@ -8,7 +8,7 @@ import grp
 import os
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,8 @@ from trainer.recipe import StageRecipe
 
 _GPU = re.compile(r"\bgpu(?::([^:,(]+))?:(\d+)")  # type and count
 UNIT_SECONDS = (1, 60, 3600)
-DATA_SAVE_SECONDS = 120  # before their limit data jobs are told to stop, by their scripts (--signal)
+DATA_SCRIPTS = ("tokenize.sbatch", "command.sbatch")
+DATA_SAVE_SECONDS = 120  # before their limit these are told to stop, by their own line (--signal)
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # never shared, unless the site file says so
 
 
@@ -39,12 +40,12 @@ def node_range(text: str) -> tuple[int, int] | None:
 
 
 def check_cluster(
-    problems: Problems, file: SiteFile, nodes: str, scripts: Collection[str]
+    problems: Problems, file: SiteFile, nodes: str, works: Sequence[Work]
 ) -> list[dict[str, str]]:
     """Slurm's commands, its controller, the partitions, and whether they have what is asked for.
 
     Args:
-        scripts: of the jobs; those of data have a partition and a time limit of their own.
+        works: the jobs; those of data may have a partition and a time limit of their own.
 
     Returns:
         The nodes of PARTITION, as `show` tells them; [] where that was not to be had.
@@ -69,15 +70,13 @@ def check_cluster(
         problems.add("Slurm", str(error), "ask the cluster's people")
         return []
     partition = _partition(problems, file, "PARTITION", partitions, least_most or (1, 1))
-    if partition is not None and "train.sbatch" in scripts:
-        _check_time(problems, file.site, partition)
-    if "command.sbatch" in scripts:
-        of_data, theirs = file.site.of_data(gpu=False), partition
-        if file.site.data_partition:
-            own = replace(file, site=of_data)
+    for data, site in dict.fromkeys((work.script in DATA_SCRIPTS, work.site) for work in works):
+        theirs = partition
+        if site.partition != file.site.partition:
+            own = replace(file, site=site)
             theirs = _partition(problems, own, "DATA_PARTITION", partitions, (1, 1))
         if theirs is not None:
-            _check_time(problems, of_data, theirs, data=True)
+            _check_time(problems, site, theirs, data)
     if partition is None:
         return []
     named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
@@ -174,7 +173,7 @@ def _check_size(problems: Problems, partition: dict[str, str], least: int) -> No
         problems.add("--nodes", f"{least} nodes asked for, {where} has {total}", "ask for fewer")
 
 
-def _check_time(problems: Problems, site: Site, partition: dict[str, str], data: bool = False) -> None:
+def _check_time(problems: Problems, site: Site, partition: dict[str, str], data: bool) -> None:
     """Whether a partition gives the time that jobs ask for, and whether they have any before they are told to
     stop; a job that asks for none gets what the partition gives.
 

@@ -47,6 +47,7 @@ def publish_work(last: Work, published: Path, prompts: Sequence[str], size: str 
         arguments=(str(export), str(published), *pictures),
         options=options | options_of(site.sbatch_options),
         folder=folder,
+        site=site,
         reads={"export": export},
         # Which pictures are there already, `bitdance generate` knows.
         makes=published if not prompts and _made_of(published, export) else None,

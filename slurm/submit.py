@@ -63,7 +63,7 @@ def check_all(works: Sequence[Work], asked: Asked, file: SiteFile) -> None:
     """
     problems, nodes, away = Problems(), list[dict[str, str]](), None
     try:
-        nodes = check_cluster(problems, file, asked.nodes, {work.script for work in works})
+        nodes = check_cluster(problems, file, asked.nodes, works)
     except ControllerAway as error:
         away = error
     check_interpreter(problems, file)

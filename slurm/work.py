@@ -52,6 +52,7 @@ class Work:
         arguments: of the script.
         options: of sbatch.
         folder: where its traces go.
+        site: what it takes of the cluster.
         reads: key of the recipe -> local path, or glob, that must be there when it starts.
         makes: path that is there when it has ended.
         recipe: what the job carries out, where that is a recipe.
@@ -64,6 +65,7 @@ class Work:
     arguments: tuple[str, ...]
     options: dict[str, str | None]
     folder: JobFolder
+    site: Site
     reads: dict[str, Path] = field(default_factory=dict)
     makes: Path | None = None
     recipe: Section | None = None
@@ -138,6 +140,7 @@ def stage_work(recipe: StageRecipe, asked: Asked, site: Site) -> Work:
         arguments=(str(run.recipe),),
         options=options,
         folder=folder,
+        site=site,
         reads=_stage_reads(recipe),
         makes=run.export,
         recipe=recipe,
@@ -191,6 +194,7 @@ def tokenize_work(recipe: TokenizeRecipe, asked: Asked, site: Site) -> list[Work
         arguments=(str(folder.path / "recipe.yaml"), str(asked.slices)),
         options=options | options_of(site.sbatch_options),
         folder=folder,
+        site=site,
         reads=_tokenize_reads(recipe),
         makes=manifest,
         recipe=recipe,
@@ -233,6 +237,7 @@ def command_work(title: str, arguments: tuple[str, ...], output: str, site: Site
         arguments=arguments,
         options=options | options_of(site.sbatch_options),
         folder=folder,
+        site=site,
     )
 
 

@@ -25,7 +25,7 @@ PARTITION = {
 }
 SCONTROL = """#!/bin/sh
 case "$2" in
-    partition) echo '{partition}' ;;
+    partition) echo '{partitions}' ;;
     node) for number in $(seq 16); do echo "NodeName=n$number "'Gres={gres} State=IDLE'; done ;;
     job) echo '{jobs}' ;;
 esac
@@ -36,22 +36,31 @@ echo $((100 + $(wc -l < {told})))
 """
 
 
+def partition_line(**values: str | None) -> str:
+    """What `scontrol show partition --oneliner` tells of one; nothing of what is None."""
+    return " ".join(f"{key}={value}" for key, value in (PARTITION | values).items() if value is not None)
+
+
 def write_commands(
-    folder: Path, gres: str = "gpu:8", jobs: str = "No jobs in the system", **partition: str | None
+    folder: Path,
+    gres: str = "gpu:8",
+    jobs: str = "No jobs in the system",
+    second: str = "",
+    **partition: str | None,
 ) -> Path:
     """sbatch, scontrol, squeue and scancel in ``folder``; the file to which sbatch writes what it is told.
 
     Args:
         gres: of a node.
         jobs: what `scontrol show job` prints.
+        second: line of another partition, after a line end.
         partition: what `scontrol show partition` tells otherwise; of None, nothing.
     """
-    line = " ".join(f"{key}={value}" for key, value in (PARTITION | partition).items() if value is not None)
     folder.mkdir(exist_ok=True)
     told = folder / "told"
     told.write_text("")
     texts = {
-        "scontrol": SCONTROL.format(partition=line, gres=gres, jobs=jobs),
+        "scontrol": SCONTROL.format(partitions=partition_line(**partition) + second, gres=gres, jobs=jobs),
         "sbatch": SBATCH.format(told=told),
     }
     for name in ("sbatch", "scontrol", "squeue", "scancel"):
@@ -87,3 +96,28 @@ def export(folder: Path) -> None:
     """The run's export, as far as its submission looks at it."""
     (folder / "run" / "export").mkdir(parents=True)
     (folder / "run" / "export" / "export.json").write_text('{"step": 6}')
+
+
+def tokenize_values(folder: Path) -> dict[str, object]:
+    """A recipe of `data tokenize` that names every kind of input, all of them below ``folder``."""
+    return {
+        "input": {
+            "path": [f"{folder}/shards", f"{folder}/more/*.tar"],
+            "captions": f"{folder}/captions.json",
+        },
+        "keep": {"rows": f"{folder}/kept.parquet", "by": "uid"},
+        "tokenizer": f"{folder}/tokenizer",
+        "text_tokenizer": {"name": f"{folder}/text"},
+        "output": f"{folder}/latents",
+        "classes": [{"resolution": 128, "buckets": [[128, 128]]}],
+    }
+
+
+def filter_values(folder: Path) -> dict[str, object]:
+    """The same, of `data filter`."""
+    return {
+        "sources": [f"{folder}/rows.parquet", f"{folder}/parts/**/*.parquet"],
+        "joins": [{"files": [f"{folder}/scores"], "by": "uid", "columns": {"aesthetic": "score"}}],
+        "rules": [{"rule": "score", "column": "aesthetic", "above": 5}],
+        "output": f"{folder}/kept",
+    }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stand_in import stage, submit, write_commands
+from stand_in import filter_values, partition_line, stage, submit, tokenize_values, write_commands
 
 from slurm import checks
 from slurm.checks import DATA_SAVE_SECONDS
@@ -87,10 +87,8 @@ def test_memory_is_looked_at_where_nothing_else_is_wrong(
 @pytest.mark.parametrize("where", ["DATA_OPTIONS", "DATA_PARTITION", "PARTITION"])
 def test_the_limit_of_data_jobs_leaves_time_too(tmp_path: Path, told: Path, where: str) -> None:
     """Told to stop at once, each start would do nothing, and be followed by the next."""
-    recipe, rules = tmp_path / "filter.yaml", [{"rule": "score", "column": "clip_b32", "above": 5}]
-    (tmp_path / "rows.parquet").touch()
-    values = {"sources": [f"{tmp_path}/rows.parquet"], "rules": rules, "output": f"{tmp_path}/kept"}
-    recipe.write_text(yaml.safe_dump(values))
+    recipe = tmp_path / "filter.yaml"
+    recipe.write_text(yaml.safe_dump(filter_values(tmp_path)))
     site = {"DATA_OPTIONS": "--time=2"} if where == "DATA_OPTIONS" else {where: "main"}
     write_commands(tmp_path / "bin", DefaultTime="NONE" if where == "DATA_OPTIONS" else "00:02:00")
     message = submit(tmp_path, str(recipe), **site)
@@ -98,8 +96,20 @@ def test_the_limit_of_data_jobs_leaves_time_too(tmp_path: Path, told: Path, wher
     limit = "2" if where == "DATA_OPTIONS" else "00:02:00"
     words = f"data jobs are told to stop: 120 s before the limit of {limit} is before the start"
     assert f"{words} (have more than {source} gives)" in message and "SAVE_SECONDS" not in message
-    for script in ("tokenize", "command"):
-        assert f"--signal=B:USR1@{checks.DATA_SAVE_SECONDS}\n" in (SCRIPTS / f"{script}.sbatch").read_text()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_partition_in_which_an_array_computes_leaves_it_time(
+    tmp_path: Path, told: Path, device: str
+) -> None:
+    """That of the GPUs, and not the one of data jobs."""
+    recipe = tmp_path / "tokenize.yaml"
+    recipe.write_text(yaml.safe_dump(tokenize_values(tmp_path) | {"compute": {"device": device}}))
+    cpus = partition_line(PartitionName="cpus", Default="NO")
+    write_commands(tmp_path / "bin", second=f"\n{cpus}", DefaultTime="00:02:00")
+    message = submit(tmp_path, str(recipe), PARTITION="main", DATA_PARTITION="cpus")
+    assert message.count("data jobs are told to stop: 120 s before the limit") == (device == "cuda")
+    assert ("(have more than DefaultTime of partition main gives)" in message) is (device == "cuda")
 
 
 @pytest.mark.parametrize("name", ["tokenize", "command"])

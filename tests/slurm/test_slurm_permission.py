@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stand_in import stage, submit, write_commands
+from stand_in import filter_values, stage, submit, write_commands
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,7 @@ def test_the_partition_of_data_jobs_is_looked_at_where_there_are_any(
     recipe = stage(inputs, tmp_path)
     if kind == "data":
         recipe = tmp_path / "recipe.yaml"
-        rule = {"rule": "score", "column": "aesthetic", "above": 5}
-        recipe.write_text(
-            yaml.safe_dump({"sources": ["a.parquet"], "rules": [rule], "output": f"{tmp_path}/kept"})
-        )
+        recipe.write_text(yaml.safe_dump(filter_values(tmp_path)))
     message = submit(tmp_path, str(recipe), PARTITION="main", DATA_PARTITION="cpus")
     there = "site.env: DATA_PARTITION: there is no partition 'cpus' (this cluster's: main)" in message
     assert there is (kind == "data")

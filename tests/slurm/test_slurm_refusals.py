@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 from small_stage import recipe_values
-from stand_in import export, site_file, stage, submit, write_commands
+from stand_in import (
+    export,
+    filter_values,
+    site_file,
+    stage,
+    submit,
+    tokenize_values,
+    write_commands,
+)
 from typer.testing import CliRunner
 
 from data_pipeline.global_batch import BatchPlan
@@ -49,7 +57,7 @@ def test_what_is_done_reads_nothing_any_more(tmp_path: Path, done: bool) -> None
         made.touch()
     folder, reads = JobFolder.of_run(tmp_path / "run"), {"input.path": tmp_path / "gone"}
     problems = Problems()
-    work = Work("tokenize", "tokenize.sbatch", (), {}, folder, reads=reads, makes=made)
+    work = Work("tokenize", "tokenize.sbatch", (), {}, folder, Site(), reads=reads, makes=made)
     checks.check_work(problems, work, set(), SiteFile(Site(shared_folders=str(tmp_path))), [])
     assert len(problems.lines) == (0 if done else 1)
 
@@ -186,36 +194,13 @@ def test_a_model_whose_size_nobody_knows_is_let_pass(
     path = tmp_path / "second.yaml"
     path.write_text(yaml.safe_dump(recipe_values(inputs, run=str(tmp_path / "second")) | {"model": model}))
     recipe = load_recipe(StageRecipe, path)
-    work = Work("train second", "train.sbatch", (), {}, JobFolder.of_run(recipe.run), source=(str(path),))
+    work = Work(
+        "train second", "train.sbatch", (), {}, JobFolder.of_run(recipe.run), Site(), source=(str(path),)
+    )
     check_memory(problems := Problems(), work, recipe, 8, "h100-80g")
     said = " ".join(capsys.readouterr().out.split())
     assert not problems.lines
     assert said.startswith("train second: whether it fits into its GPUs is not looked at. model.init_from: ")
-
-
-def tokenize_values(folder: Path) -> dict[str, object]:
-    """A recipe of `data tokenize` that names every kind of input, all of them below ``folder``."""
-    return {
-        "input": {
-            "path": [f"{folder}/shards", f"{folder}/more/*.tar"],
-            "captions": f"{folder}/captions.json",
-        },
-        "keep": {"rows": f"{folder}/kept.parquet", "by": "uid"},
-        "tokenizer": f"{folder}/tokenizer",
-        "text_tokenizer": {"name": f"{folder}/text"},
-        "output": f"{folder}/latents",
-        "classes": [{"resolution": 128, "buckets": [[128, 128]]}],
-    }
-
-
-def filter_values(folder: Path) -> dict[str, object]:
-    """The same, of `data filter`."""
-    return {
-        "sources": [f"{folder}/rows.parquet", f"{folder}/parts/**/*.parquet"],
-        "joins": [{"files": [f"{folder}/scores"], "by": "uid", "columns": {"aesthetic": "score"}}],
-        "rules": [{"rule": "score", "column": "aesthetic", "above": 5}],
-        "output": f"{folder}/kept",
-    }
 
 
 TOKENIZE_INPUTS = [

@@ -41,7 +41,11 @@ keep_own_variables() {
 leave_node() {
     local reason=$1 record=$2 now without job=$SLURM_JOB_ID
     [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    now=$(scontrol show job "$job" --oneliner)
+    until now=$(scontrol show job "$job" --oneliner); do
+        echo "waiting for Slurm's controller, to leave $SLURMD_NODENAME: $reason"
+        [ -n "$stop" ] || ((SECONDS > 3600)) && exit 75
+        sleep 2
+    done
     # Else it was cancelled, or started elsewhere, meanwhile.
     [[ $now == *' JobState=RUNNING '* && $now == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]] || exit 75
     trap '' TERM    # comes with the requeue, and would end what follows it
@@ -60,7 +64,7 @@ wait_for_step() {
     # Until it is srun, it is a copy of this script, whose trap would swallow the signal.
     while cmp -s "/proc/$$/cmdline" "/proc/$step/cmdline"; do sleep 0.05; done
     while :; do
-        [ -n "$stop" ] && [ -z "$told" ] && kill -"$signal" "$step" && told=yes
+        [ -n "$stop" ] && [ -z "$told" ] && kill -"$signal" "$step" 2> /dev/null && told=yes
         wait "$step"    # interrupted by a signal
         kill -0 "$step" 2> /dev/null || break
     done

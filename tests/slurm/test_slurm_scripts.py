@@ -171,6 +171,55 @@ def test_a_signal_before_the_step_reaches_the_step(
     assert "bad node" not in said and not {"whole", "requeue"} & set(told.read_text().split())
 
 
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_step_that_a_signal_to_the_whole_job_ends_has_a_code(tmp_path: Path, sent: signal.Signals) -> None:
+    """Bash, which may have told of its end already, says -1 instead, three times of four."""
+    commands = {
+        "scontrol": "#!/bin/sh\n",
+        "srun": f"#!/bin/sh\ntouch {tmp_path}/runs\nexec sleep 20\n",
+        "python": f'#!/bin/bash\n[ "$1" = -c ] || echo "${{@: -1}}" > {tmp_path}/code\n',
+    }
+    for _ in range(4):
+        script = begin(tmp_path, "train", commands)
+        while not (tmp_path / "runs").exists():
+            time.sleep(0.01)
+        time.sleep(0.1)  # until the script waits
+        os.killpg(script.pid, sent)
+        script.communicate(timeout=60)
+        assert (tmp_path / "code").read_text() in ("138\n", "143\n")  # by the signal, or told by the script
+        (tmp_path / "runs").unlink()
+
+
+@pytest.mark.parametrize("end", ["kill -KILL $$", "kill -TERM $$", "kill -USR1 $$", "exit 1"])
+def test_an_interpreter_that_a_signal_has_ended_is_not_a_bad_one(tmp_path: Path, end: str) -> None:
+    """Of a rank: srun ends the others when one fails."""
+    commands = {
+        "scontrol": "#!/bin/sh\n",
+        "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
+        "python": f'#!/bin/bash\n[ "$2" = pass ] && {end}\n[ "$1" = -c ] || exit "${{@: -1}}"\n',
+    }
+    script = begin(tmp_path, "train", commands)
+    said, _ = script.communicate(timeout=60)
+    codes = {"KILL": 137, "TERM": 143, "USR1": 138}
+    expected = next((code for name, code in codes.items() if name in end), 75)
+    assert (script.returncode, "bad node n1" in said) == (expected, end == "exit 1")
+
+
+def test_a_bad_node_is_left_when_the_controller_is_back(tmp_path: Path) -> None:
+    """The log says meanwhile what is wrong with the node."""
+    told = tmp_path / "told"
+    away = f'[ "$2" = 12 ] && [ "$(wc -l < {told})" = 2 ] && exit 1\n'
+    state = "echo JobId=12 JobState=RUNNING Restarts=0 StdOut=x\n"
+    commands = {"scontrol": f'#!/bin/sh\necho "$*" >> {told}\n', "srun": "#!/bin/sh\n"}
+    commands["scontrol"] += f'[ "$1" = show ] || exit 0\nshift\n{away}{state}'
+    with open(tmp_path / "log", "w") as log:
+        script = begin(tmp_path, "train", commands, log=log, PYTHON="/no/python")
+        assert script.wait(timeout=60) == 75 and "requeue 12" in told.read_text().splitlines()
+    said = (tmp_path / "log").read_text()
+    words = re.findall(r"^(waiting .* leave n1|.* bad node n1): no working /no/python", said, re.MULTILINE)
+    assert words == ["waiting for Slurm's controller, to leave n1", "bitdance: bad node n1"], said
+
+
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_sites_lines_may_use_what_is_not_set(tmp_path: Path, name: str) -> None:
     """As those of modules and environments do; in the scripts' own lines it is a mistake."""

@@ -45,10 +45,10 @@ def check_cluster(
     """Slurm's commands, its controller, the partitions, and whether they have what is asked for.
 
     Args:
-        works: the jobs; those of data may have a partition and a time limit of their own.
+        works: the jobs; what is done already asks for nothing.
 
     Returns:
-        The nodes of PARTITION, as `show` tells them; [] where that was not to be had.
+        The nodes in which stages are to train, as `show` tells them; [] where that was not to be had.
 
     Raises:
         ControllerAway: the controller does not answer.
@@ -69,18 +69,23 @@ def check_cluster(
     except SlurmError as error:
         problems.add("Slurm", str(error), "ask the cluster's people")
         return []
-    partition = _partition(problems, file, "PARTITION", partitions, least_most or (1, 1))
-    for data, site in dict.fromkeys((work.script in DATA_SCRIPTS, work.site) for work in works):
-        theirs = partition
-        if site.partition != file.site.partition:
-            own = replace(file, site=site)
-            theirs = _partition(problems, own, "DATA_PARTITION", partitions, (1, 1))
-        if theirs is not None:
-            _check_time(problems, site, theirs, data)
-    if partition is None:
-        return []
-    named = show("node", partition["Nodes"]) if partition["Nodes"] != "(null)" else []
-    _check_gpus(problems, file.site, f"partition {partition['PartitionName']}", named)
+    named: list[dict[str, str]] = []
+    todo = ((work.script in DATA_SCRIPTS, work.site) for work in works if not work.done)
+    looked_at: dict[str | None, dict[str, str] | None] = {}
+    for data, site in sorted(dict.fromkeys(todo), key=lambda one: one[0]):  # a stage's nodes are more
+        wanted, setting = _given(site, "partition"), "PARTITION"
+        if data and site.partition != file.site.partition:
+            setting = "DATA_PARTITION"
+        if wanted not in looked_at:
+            least = 1 if data or least_most is None else least_most[0]
+            looked_at[wanted] = _partition(problems, replace(file, site=site), setting, partitions, least)
+        partition = looked_at[wanted]
+        if partition is None:
+            continue
+        _check_time(problems, site, partition, data)
+        if not data and not named and partition["Nodes"] != "(null)":
+            named = show("node", partition["Nodes"])
+            _check_gpus(problems, site, f"partition {partition['PartitionName']}", named)
     return named
 
 
@@ -89,14 +94,14 @@ def _partition(
     file: SiteFile,
     setting: str,
     partitions: Sequence[dict[str, str]],
-    least_most: tuple[int, int],
+    least: int,
 ) -> dict[str, str] | None:
     """The partition that a site file names, looked at; None where there is none."""
     wanted = _given(file.site, "partition")
     for partition in partitions:
         if partition["PartitionName"] == wanted or (wanted is None and partition["Default"] == "YES"):
             _check_permission(problems, file.site, partition)
-            _check_size(problems, partition, least_most[0])
+            _check_size(problems, partition, least)
             return partition
     names = ", ".join(sorted(partition["PartitionName"] for partition in partitions))
     where = str(file.path) if file.path else "slurm/site.env"

@@ -112,6 +112,42 @@ def test_the_partition_in_which_an_array_computes_leaves_it_time(
     assert ("(have more than DefaultTime of partition main gives)" in message) is (device == "cuda")
 
 
+@pytest.mark.parametrize(
+    ("site", "words"),
+    [
+        (
+            {"DATA_OPTIONS": "--partition=short"},
+            "data jobs are told to stop: 120 s before the limit of 00:02:00",
+        ),
+        ({"DATA_OPTIONS": "--partition=nowhere"}, "there is no partition 'nowhere'"),
+        ({"SBATCH_OPTIONS": "--partition=short"}, ""),
+        ({"PARTITION": "down", "DATA_PARTITION": "main"}, ""),
+    ],
+)
+def test_a_data_job_is_held_against_the_partition_that_sbatch_takes(
+    tmp_path: Path, told: Path, site: dict[str, str], words: str
+) -> None:
+    """And against no other one: it does not train."""
+    short = partition_line(PartitionName="short", Default="NO", DefaultTime="00:02:00")
+    down = partition_line(PartitionName="down", Default="NO", State="DOWN")
+    write_commands(tmp_path / "bin", second=f"\n{short}\n{down}")
+    recipe = tmp_path / "filter.yaml"
+    recipe.write_text(yaml.safe_dump(filter_values(tmp_path)))
+    message = submit(tmp_path, str(recipe), **site)
+    assert words in message
+    assert ("partition" in message) is (words != "")
+
+
+def test_what_is_done_asks_nothing_of_a_partition(tmp_path: Path, told: Path) -> None:
+    recipe = tmp_path / "filter.yaml"
+    recipe.write_text(yaml.safe_dump(filter_values(tmp_path)))
+    write_commands(tmp_path / "bin", State="DOWN")
+    assert "partition main: it is down" in submit(tmp_path, str(recipe))
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "kept.parquet").touch()
+    assert "done already" in submit(tmp_path, str(recipe))
+
+
 @pytest.mark.parametrize("name", ["tokenize", "command"])
 def test_data_jobs_are_told_to_stop_when_submission_thinks_so(name: str) -> None:
     assert f"#SBATCH --signal=B:USR1@{DATA_SAVE_SECONDS}\n" in (SCRIPTS / f"{name}.sbatch").read_text()

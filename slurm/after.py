@@ -18,11 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
-from foundation.errors import ExitCode
+from foundation.errors import ExitCode, UserError
 from foundation.progress import say
-from slurm.controller import SlurmError, expand_nodes, fields, is_live, patiently
+from foundation.recipe_document import RecipeDocument
+from slurm.controller import SlurmError, expand_nodes, fields, patiently
 from slurm.history import COMMENT, JobFolder
 from trainer.checkpoint_files import committed
 from trainer.run_folder import RunFolder, makes_no_progress
@@ -38,8 +37,6 @@ FINAL: dict[int, str] = {
 }
 OWN_LOG = Path("/proc/self/fd/1")  # the job's, opened by its script; scontrol misreads a %% in its path
 BAD_NODE = re.compile(r"^(?: *\d+: )?bitdance: bad node (\S+?): (.*)$", re.MULTILINE)  # srun may label lines
-# Told to stop, and it has saved; or too early for that, when nothing caught the signal yet.
-STOPPED = (ExitCode.REQUEUE, 128 + signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Start:
         nodes: as Slurm abbreviates them.
         code: exit code of the job's step.
         count: how many nodes.
+        told: whether it was told to stop.
     """
 
     job: int
@@ -60,15 +58,17 @@ class Start:
     code: int
     name: str = ""
     count: int = 1
+    told: bool = False
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str], code: int) -> Start:
+    def from_environment(cls, environment: Mapping[str, str], code: int, told: bool) -> Start:
         """The start that this process belongs to."""
         restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
         job, nodes = environment["SLURM_JOB_ID"], environment["SLURM_JOB_NODELIST"]
         element = environment.get("SLURM_ARRAY_TASK_ID")
         name = job if element is None else f"{environment['SLURM_ARRAY_JOB_ID']}_{element}"
-        return cls(int(job), restart, nodes, code, name, int(environment.get("SLURM_JOB_NUM_NODES", "1")))
+        count = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+        return cls(int(job), restart, nodes, code, name, count, told)
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
         why = "; ".join(f"{node}: {reason}" for node, reason in bad.items())
         return Decision(True, ExitCode.REQUEUE, why, tuple(bad), said)
     if run is None or history is None:
-        failed = start.code not in (ExitCode.REQUEUE, 128 + signal.SIGTERM)  # not: told to stop
+        failed = start.code != ExitCode.REQUEUE and not start.told
         if start.code == ExitCode.BUG or (failed and start.restart >= COMMAND_RESTARTS):
             return Decision(False, ExitCode.BUG, f"exit code {start.code} after {start.restart} restarts")
         return Decision(True, ExitCode.REQUEUE, describe(start.code))
     step = committed_step(run)
-    fruitless = [e for e in ends if e["step"] == step and e["code"] not in STOPPED]
-    stuck = start.code not in STOPPED and len(fruitless) == BAD_STARTS - 1
+    fruitless = [end for end in ends if end["step"] == step and not end.get("told")]
+    stuck = not start.told and len(fruitless) == BAD_STARTS - 1
     if stuck or makes_no_progress(run, step, history.began(start.job)):
         return Decision(
             False,
@@ -167,8 +167,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", nargs="?")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--code", type=int, required=True)
+    parser.add_argument("--told", action="store_true")
     options, _ = parser.parse_known_args(arguments)  # what else is there is for the ranks
-    start = Start.from_environment(os.environ, options.code)
+    start = Start.from_environment(os.environ, options.code, options.told)
     run = history = None
     if options.recipe:
         path = run_of(options.recipe, options.overrides)
@@ -188,17 +189,19 @@ def main(arguments: list[str] | None = None) -> int:
     if cancelled and decision.again:
         saved = f"step {step} is saved" if step else "nothing is saved yet"
         decision = Decision(False, ExitCode.REQUEUE, f"cancelled, as asked; {saved}")
+    if decision.again and not _may_run_again(job):
+        decision = replace(decision, again=False, why=f"{decision.why}; but Slurm says {job['JobState']}")
     traces = history or traces_of(start, job)
     if traces is not None:
         where = {"nodes": start.nodes, "restart": start.restart, "step": step}
-        what = {"code": start.code, "again": decision.again, "why": decision.why}
+        what = {"code": start.code, "told": start.told, "again": decision.again, "why": decision.why}
         nodes = {"without": list(decision.without), "reasons": list(decision.reasons)}
         traces.note("end", start.job, **where, **what, **nodes)
     say(f"bitdance: {'again' if decision.again else 'the end'}: {decision.why}")
     try:
         if cancelled:
             patiently(CONTROLLER_AWAY_SECONDS, "scancel", start.name)
-        elif decision.again and is_live(job) and job["JobState"] == "RUNNING":
+        elif decision.again:
             run_again(start, job, decision)
     except SlurmError as error:
         say(f"bitdance: {error}")
@@ -225,15 +228,18 @@ def traces_of(start: Start, job: Mapping[str, str]) -> JobFolder | None:
     return JobFolder(Path(path)) if ours and start.name == str(start.job) else None
 
 
+def _may_run_again(job: Mapping[str, str]) -> bool:
+    """Whether Slurm would put it back: not one that was cancelled meanwhile, but one whose time is over."""
+    return job["JobState"] == "RUNNING" or job.get("Reason") == "TimeLimit"
+
+
 def run_of(recipe: str, overrides: Sequence[str]) -> Path | None:
     """The run folder that a recipe names; the rest may be of a version that this code does not know."""
     try:
-        values = yaml.safe_load(Path(recipe).read_text())
-    except (OSError, yaml.YAMLError):
+        run = RecipeDocument(Path(recipe), overrides).values.get("run")
+    except UserError:
         return None
-    found = [value for key, _, value in (pair.partition("=") for pair in overrides) if key == "run"]
-    found += [values["run"]] if isinstance(values, dict) and "run" in values else []
-    return Path(found[0]) if found else None
+    return Path(run) if isinstance(run, str) else None
 
 
 def this_start(log: Path = OWN_LOG) -> str:

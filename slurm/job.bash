@@ -1,13 +1,16 @@
 # What all batch scripts have in common. They read it first; `bitdance submit` writes it into them.
 
-stop=
-trap 'stop=yes' USR1 TERM    # nothing more: a longer trap would race with the next signal
+stop= step= teller=
+trap 'stop=yes; tell_step' USR1 TERM
 # Of the shell that sbatch was called in; srun takes the job's own, or refuses two that differ.
 unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_PER_@}"
 
 # What each start does before its step, behind the site's lines.
 begin_start() {
-    set -u    # not before: lines of modules and environments use variables that are not set
+    # Not before: lines of modules and environments use variables that are not set. The others are as bash has them,
+    # whatever the site's lines have set: what fails here is looked at, and must not end the script.
+    set -u +e +o pipefail
+    IFS=$' \t\n'
     PYTHON=${PYTHON:-$PWD/.venv/bin/python}
     local record said
     record=$(scontrol show job "$SLURM_JOB_ID" --oneliner | grep "^JobId=$SLURM_JOB_ID ")
@@ -41,35 +44,53 @@ keep_own_variables() {
 leave_node() {
     local reason=$1 record=$2 now without job=$SLURM_JOB_ID
     [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    until now=$(scontrol show job "$job" --oneliner); do
-        echo "waiting for Slurm's controller, to leave $SLURMD_NODENAME: $reason"
-        [ -n "$stop" ] || ((SECONDS > 3600)) && exit 75
-        sleep 2
-    done
+    [ -n "$record" ] || echo "when Slurm's controller answers again, the job leaves $SLURMD_NODENAME: $reason"
+    now=$(patiently scontrol show job "$job" --oneliner)
     # Else it was cancelled, or started elsewhere, meanwhile.
     [[ $now == *' JobState=RUNNING '* && $now == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]] || exit 75
     trap '' TERM    # comes with the requeue, and would end what follows it
     echo "bitdance: bad node $SLURMD_NODENAME: $reason"
     [ "$(grep '^bitdance: ' /proc/$$/fd/1 | tail -n 3 | grep -cF ": $reason")" = 3 ] && exit 78
-    without=$(sed -n 's/.* ExcNodeList=\([^ (]*\).*/\1,/p' <<< "$record")
-    scontrol requeue "$job"
-    scontrol update JobId="$job" ExcNodeList="${without#,}$SLURMD_NODENAME"
+    without=$(sed -n 's/.* ExcNodeList=\([^ (]*\).*/\1,/p' <<< "$now")
+    patiently scontrol requeue "$job"
+    patiently scontrol update JobId="$job" ExcNodeList="${without#,}$SLURMD_NODENAME"
     exit 75
 }
 
-# Wait for the step, which is process $1; its exit code goes to $code. When this script is told to stop, the step is
-# told so once, by the signal $2: it saves, and ends with code 75.
-wait_for_step() {
-    local step=$1 signal=$2 told=
-    # Until it is srun, it is a copy of this script, whose trap would swallow the signal.
-    while cmp -s "/proc/$$/cmdline" "/proc/$step/cmdline"; do sleep 0.05; done
-    while :; do
-        [ -n "$stop" ] && [ -z "$told" ] && kill -"$signal" "$step" 2> /dev/null && told=yes
-        wait "$step"    # interrupted by a signal
-        kill -0 "$step" 2> /dev/null || break
+# What a command of Slurm's says; again and again while the controller is away, for an hour at most.
+patiently() {
+    local said
+    until said=$("$@" 2>&1); do
+        [[ $said =~ [Uu]nable\ to\ contact|Socket\ timed\ out|Zero\ Bytes ]] && ((SECONDS < 3600)) || break
+        sleep 2
     done
+    echo "$said"
+}
+
+# Wait for the step, which is process $1; its exit code goes to $code.
+wait_for_step() {
+    step=$1
+    [ -z "$stop" ] || tell_step
+    while kill -0 "$step" 2> /dev/null; do wait "$step"; done    # which a signal interrupts
     wait "$step"
     code=$?
-    # What bash says of a step that a signal to the whole job has ended, and that it has told of already.
-    ((code >= 0)) || code=$((128 + $(kill -l "$signal")))
+    # Of a step whose end bash has told of already, to a signal to the whole job, it says -1.
+    ((code >= 0)) || code=$((128 + $(kill -l USR1)))
+    step=
+    [ -z "$teller" ] || kill -KILL "$teller" 2> /dev/null
+}
+
+# When this script is told to stop, so is its step: a stage saves, a command ends, and what it has done stays. By USR1:
+# at a TERM srun kills its tasks at once. Again and again: it drops what comes before it has launched them.
+tell_step() {
+    [ -n "$step" ] && [ -z "$teller" ] || return
+    (
+        trap '' USR1 TERM
+        pause=1
+        while kill -USR1 "$step"; do
+            sleep $pause
+            pause=$((pause * 2))
+        done
+    ) &> /dev/null &
+    teller=$!
 }

@@ -83,6 +83,13 @@ class Site(Section):
         options_of(value)
         return value
 
+    @field_validator("srun_options")
+    @classmethod
+    def _leaves_the_log(cls, value: str) -> str:
+        if re.search(r"(^|\s)(-[oe]|--(output|error))", value):
+            raise ValueError("expected no --output or --error: the job's log is read for bad nodes")
+        return value
+
     @field_validator("gpu_kind")
     @classmethod
     def _is_known(cls, value: str) -> str:

@@ -30,7 +30,8 @@ DEATHS = 2  # of workers at a task, after which it has failed
 DEATHS_IN_A_ROW = 8  # with no task done between them, which no longer speak of single shards
 # Whoever kills the whole job may reach its workers first; after so long this process would be gone, too.
 OWN_END_SECONDS = 1.0
-ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by people and schedulers: no shard's fault
+# By people and schedulers: no shard's fault.
+ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def work_here(

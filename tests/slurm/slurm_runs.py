@@ -77,6 +77,24 @@ class Lab:
             check=False,
         )
 
+    def command(self, log: Path, *options: str, **environment: str) -> int:
+        """Number of a job by plain sbatch that prints the help of `bitdance data`.
+
+        Args:
+            environment: what else the shell has in which sbatch is called.
+        """
+        memory = ("--partition=main", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=1G")
+        script = ("slurm/command.sbatch", "data", "--help")
+        done = subprocess.run(
+            ["sbatch", "--parsable", *memory, *options, f"--output={log}", *script],
+            cwd=ROOT,
+            env=self.cluster.environment | {"PYTHON": sys.executable} | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
     def submit(self, name: str, *options: str, site: Path | None = None, **changes: Any) -> Run:
         """Submit a small stage on two nodes, unless the options say otherwise."""
         nodes = () if "--nodes" in options else ("--nodes", "2")

@@ -1,13 +1,12 @@
 """Nodes that cannot train, in a real Slurm: each is left out by name, and the job goes on with the others."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from slurm_runs import ROOT, Lab, Run, bare_on
+from slurm_runs import Lab, Run, bare_on
 from small_cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.slurm_long
@@ -124,17 +123,8 @@ def test_what_sbatch_hands_on_from_another_job_does_not_count(lab: Lab) -> None:
         "SLURM_MEM_PER_CPU": "100",
         "SLURM_NTASKS": "4",
     }
-    options = ("--partition=main", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=1G", f"--output={log}")
-    done = subprocess.run(
-        ["sbatch", "--parsable", *options, "slurm/command.sbatch", "data", "--help"],
-        cwd=ROOT,
-        env=lab.cluster.environment | foreign | {"PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    number = lab.command(log, **foreign)
     over = ("COMPLETED", "FAILED", "CANCELLED")
-    number = done.stdout.strip()
     wait_until(lambda: lab.cluster.job(number)["JobState"] in over, 120, "the end")
     said = log.read_text()
     assert lab.cluster.job(number)["JobState"] == "COMPLETED", said

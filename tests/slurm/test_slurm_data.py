@@ -101,6 +101,37 @@ def test_an_array_of_forty_with_a_dead_node_and_five_killed_tasks(lab: Lab, faul
     assert restarts >= 2  # a kill may hit an element twice, or one that has just committed its last task
 
 
+HELP = '*"bitdance data --help"*'  # what a job of `Lab.command` does
+TOLD = 7  # more than the failures that a command may have
+
+
+def test_a_command_may_be_told_to_stop_as_often_as_need_be(lab: Lab) -> None:
+    """Once when it runs, and notices; else while it is launched: srun drops what comes then."""
+    works = "trap 'echo told; exit 75' USR1; echo works; for _ in $(seq 600); do sleep 0.1; done; echo missed"
+    first = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {TOLD} ] && case "$*" in {HELP}) {works};; esac'
+    log = lab.folder / "told.log"
+    number = lab.command(log, PYTHON=str(lab.interpreter(first)))
+    for start in range(TOLD):
+        moment = "works" if start == 0 else f"bitdance: start {start} of job"
+        wait_until(lambda moment=moment: log.exists() and moment in log.read_text(), 120, moment)
+        lab.cluster.run("scancel", "--batch", "--signal=USR1", str(number))
+    wait_until(lambda: lab.cluster.job(number)["JobState"] == "COMPLETED", 120, "the end")
+    said = log.read_text()
+    assert said.index("works\ntold\n") < said.index("bitdance: again: saved, wants to go on")
+    assert "missed" not in said and said.count("bitdance: again: ") == TOLD
+
+
+def test_a_job_that_is_not_ready_in_time_is_put_back_too(lab: Lab) -> None:
+    """It is told to stop before its limit, and still saves when Slurm ends it."""
+    works = "trap '' USR1; trap 'exit 75' TERM; for _ in $(seq 3000); do sleep 0.1; done"
+    first = f'[ "${{SLURM_RESTART_COUNT:-0}}" = 0 ] && case "$*" in {HELP}) {works};; esac'
+    log = lab.folder / "late.log"
+    number = lab.command(log, "--time=1", PYTHON=str(lab.interpreter(first)))
+    wait_until(lambda: lab.cluster.job(number)["JobState"] == "COMPLETED", 300, "the end")
+    assert "bitdance: again: saved, wants to go on" in log.read_text()
+    assert lab.cluster.job(number)["Restarts"] == "1"
+
+
 def test_elements_leave_out_a_node_with_another_interpreter(lab: Lab) -> None:
     """One element, and what finishes the dataset after it, meet it: each goes elsewhere by itself."""
     folder, python = photos(lab, "no-python", 3), lab.interpreter(first=bare_on("n1"))

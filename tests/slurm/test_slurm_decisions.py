@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -54,13 +53,24 @@ def test_a_bad_node_is_found_where_srun_labels_the_lines(tmp_path: Path) -> None
 
 
 def test_starts_that_were_told_to_stop_before_they_could_save_do_not_count(tmp_path: Path) -> None:
-    """Nothing catches the signal yet: srun ends by it."""
+    """Nothing catches the signal yet, or srun ends the others when the first has gone."""
     run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
-    for _ in range(3):
-        decision = decide(Start(7, 0, "n1", 128 + signal.SIGUSR1), "", run, history)
+    for code in (138, 143, 137, 75):
+        decision = decide(Start(7, 0, "n1", code, told=True), "", run, history)
         assert decision.again
-        history.note("end", 7, code=128 + signal.SIGUSR1, step=0, again=True, why=decision.why)
+        history.note("end", 7, code=code, step=0, again=True, why=decision.why, told=True)
     assert decide(Start(7, 0, "n1", 137), "", run, history).again
+
+
+@pytest.mark.parametrize("code", [75, 138, 143])
+def test_starts_that_nobody_told_to_stop_do_count(tmp_path: Path, code: int) -> None:
+    """Whatever they end with: else a job would be put back for ever."""
+    run, history = RunFolder(tmp_path), JobFolder.of_run(tmp_path)
+    for _ in range(2):
+        assert decide(Start(7, 0, "n1", code), "", run, history).again
+        history.note("end", 7, code=code, step=0, told=False)
+    last = decide(Start(7, 0, "n1", code), "", run, history)
+    assert (last.again, last.code) == (False, ExitCode.BUG)
 
 
 def test_what_all_nodes_of_a_start_say_ends_the_job(tmp_path: Path) -> None:
@@ -150,7 +160,8 @@ def test_ends_before_the_first_step_are_counted_too(tmp_path: Path) -> None:
     for _ in range(2):
         assert end(tmp_path, 1).again
         history.note("end", 7, code=1, step=0)
-    assert end(tmp_path, 75).again  # saved: that is no failure
+    told = Start(7, 0, "n1", 75, told=True)
+    assert decide(told, "", RunFolder(tmp_path), history).again  # saved: that is no failure
     decision = end(tmp_path, 1)
     assert not decision.again and decision.code == ExitCode.BUG
 
@@ -159,7 +170,8 @@ def test_a_command_is_run_again_five_times() -> None:
     assert decide(Start(7, 4, "n1", 137), "", None, None).again
     assert not decide(Start(7, 5, "n1", 137), "", None, None).again
     assert not decide(Start(7, 0, "n1", 70), "", None, None).again
-    assert decide(Start(7, 9, "n1", 143), "", None, None).again  # preempted as often as need be
+    for code in (137, 138, 143):
+        assert decide(Start(7, 9, "n1", code, told=True), "", None, None).again  # as often as need be
 
 
 def test_the_run_is_known_though_the_recipe_is_of_another_version(tmp_path: Path) -> None:
@@ -167,6 +179,7 @@ def test_the_run_is_known_though_the_recipe_is_of_another_version(tmp_path: Path
     recipe.write_text("run: runs/a\nunheard_of: 1\n")
     assert run_of(str(recipe), []) == Path("runs/a")
     assert run_of(str(recipe), ["steps=3", "run=runs/b"]) == Path("runs/b")
+    assert run_of(str(recipe), ["run=runs/b", 'run="runs/c"']) == Path("runs/c")
     assert run_of(str(tmp_path / "none.yaml"), []) is None
 
 

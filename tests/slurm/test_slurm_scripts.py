@@ -2,61 +2,24 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
 
 import pytest
+from lone_scripts import ARGUMENTS, ELEMENT, ROOT, begin, repository
 
 from slurm.script import fill_in
 
-ROOT = Path(__file__).parents[2]
-JOB = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "n1"}
-ELEMENT = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
-ARGUMENTS = {"train": ["r.yaml"], "tokenize": ["r.yaml", "4"], "export": ["a", "b"], "command": ["data"]}
 SCONTROL = """#!/bin/bash
+[ "$1" = update ] && kill -TERM 0
 echo "$*" >> {told}
 [ "$1" = show ] && echo "JobId=12 {array}JobState={state} Restarts=1 ExcNodeList=n7 StdOut=x"
 [ "$1" = requeue ] && kill -TERM 0
 exit 0
 """
-
-
-def repository(folder: Path) -> Path:
-    """The scripts in ``folder``, as in a clone that is not yet made a site's."""
-    scripts = folder / "slurm"
-    scripts.mkdir(exist_ok=True)
-    for path in [*(ROOT / "slurm").glob("*.sbatch"), ROOT / "slurm" / "job.bash"]:
-        shutil.copy(path, scripts)
-    return scripts
-
-
-def begin(
-    folder: Path,
-    name: str,
-    commands: dict[str, str],
-    arguments: list[str] | None = None,
-    log: IO[str] | int = subprocess.PIPE,
-    **variables: str,
-) -> subprocess.Popen[str]:
-    """Begin a job's script in ``folder``, with commands there in the place of Slurm's and of Python."""
-    for command, text in commands.items():
-        (folder / command).write_text(text)
-        (folder / command).chmod(0o755)
-    own = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": f"{folder}/python"}
-    return subprocess.Popen(
-        ["bash", repository(folder) / f"{name}.sbatch", *(arguments or ARGUMENTS[name])],
-        cwd=folder,
-        env=os.environ | JOB | own | variables,
-        stdout=log,
-        stderr=log,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def run_script(folder: Path, name: str, python: str, state: str = "RUNNING") -> tuple[int, list[str]]:
@@ -166,9 +129,40 @@ def test_a_signal_before_the_step_reaches_the_step(
         time.sleep(0.01)
     (os.kill if whom == "script" else os.killpg)(script.pid, sent)
     said, _ = script.communicate(timeout=60)
-    step = signal.SIGUSR1 if name == "train" else signal.SIGTERM
-    assert script.returncode in (75, 128 + step)  # told, or ended by it before it could be told
+    assert script.returncode in (75, 128 + signal.SIGUSR1)  # told, or ended by it before it could be told
     assert "bad node" not in said and not {"whole", "requeue"} & set(told.read_text().split())
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_step_that_drops_signals_while_it_is_launched_is_told_again(tmp_path: Path, name: str) -> None:
+    """srun does until its tasks run, and at a TERM it would kill them. What decides hears of it."""
+    commands = {
+        "scontrol": "#!/bin/sh\n",
+        "srun": "#!/bin/bash\ntrap 'exit 99' TERM\ntrap : USR1\n"
+        f"touch {tmp_path}/launches\nfor _ in {{1..10}}; do sleep 0.05; done\n"
+        "trap 'exit 75' USR1\nfor _ in {1..100}; do sleep 0.05; done\n",
+        "python": f'#!/bin/bash\n[ "$1" = -c ] && exit\necho "$*" > {tmp_path}/asked\nexit "${{@: -1}}"\n',
+    }
+    script = begin(tmp_path, name, commands, **ELEMENT)
+    while not (tmp_path / "launches").exists():
+        time.sleep(0.01)
+    script.send_signal(signal.SIGUSR1)
+    script.communicate(timeout=60)
+    assert script.returncode == 75 and (tmp_path / "asked").read_text().endswith(" --told --code 75\n")
+
+
+def test_what_the_sites_lines_set_does_not_end_the_script(tmp_path: Path) -> None:
+    """Many begin with `set -euo pipefail`; with it, the end of the step would be that of the job."""
+    commands = {
+        "scontrol": "#!/bin/sh\nexit 1\n",
+        "srun": f'#!/bin/bash\necho "$4" > {tmp_path}/option\nexit 137\n',
+        "python": '#!/bin/bash\n[ "$1" = -c ] || exit 75\n',
+    }
+    lines = "set -euo pipefail\nIFS=,\nSRUN_OPTIONS='--one --two'\n"
+    (repository(tmp_path) / "site.env").write_text(lines)
+    script = begin(tmp_path, "command", commands)
+    script.communicate(timeout=60)
+    assert script.returncode == 75 and (tmp_path / "option").read_text() == "--one\n"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
@@ -206,18 +200,30 @@ def test_an_interpreter_that_a_signal_has_ended_is_not_a_bad_one(tmp_path: Path,
 
 
 def test_a_bad_node_is_left_when_the_controller_is_back(tmp_path: Path) -> None:
-    """The log says meanwhile what is wrong with the node."""
+    """It is away at the first question of each kind. The log says meanwhile what is wrong with the node."""
     told = tmp_path / "told"
-    away = f'[ "$2" = 12 ] && [ "$(wc -l < {told})" = 2 ] && exit 1\n'
-    state = "echo JobId=12 JobState=RUNNING Restarts=0 StdOut=x\n"
-    commands = {"scontrol": f'#!/bin/sh\necho "$*" >> {told}\n', "srun": "#!/bin/sh\n"}
-    commands["scontrol"] += f'[ "$1" = show ] || exit 0\nshift\n{away}{state}'
+    scontrol = (
+        f'#!/bin/sh\necho "$1" >> {told}\nmkdir {tmp_path}/"$1" 2> /dev/null && echo'
+        " 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2 && exit 1\n"
+        f'[ "$1" = show ] && echo JobId=12 JobState=RUNNING Restarts=0 ExcNodeList=n7 StdOut=x\n'
+        f'[ "$1" = update ] && echo "$3" >> {told}\nexit 0\n'
+    )
     with open(tmp_path / "log", "w") as log:
+        commands = {"scontrol": scontrol, "srun": "#!/bin/sh\n"}
         script = begin(tmp_path, "train", commands, log=log, PYTHON="/no/python")
-        assert script.wait(timeout=60) == 75 and "requeue 12" in told.read_text().splitlines()
+        assert script.wait(timeout=60) == 75
+    asked = ["show", "show", "requeue", "requeue", "update", "update", "ExcNodeList=n7,n1"]
+    assert told.read_text().splitlines() == asked
     said = (tmp_path / "log").read_text()
-    words = re.findall(r"^(waiting .* leave n1|.* bad node n1): no working /no/python", said, re.MULTILINE)
-    assert words == ["waiting for Slurm's controller, to leave n1", "bitdance: bad node n1"], said
+    words = re.findall(r"^(when .* leaves|bitdance: bad node) n1: no working /no/python", said, re.MULTILINE)
+    assert words == ["when Slurm's controller answers again, the job leaves", "bitdance: bad node"]
+
+
+def test_a_controller_that_does_not_know_the_job_is_not_waited_for(tmp_path: Path) -> None:
+    commands = {"scontrol": "#!/bin/sh\necho Invalid job id specified >&2\nexit 1\n", "srun": "#!/bin/sh\n"}
+    script = begin(tmp_path, "train", commands, PYTHON="/no/python")
+    script.communicate(timeout=60)
+    assert script.returncode == 75
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

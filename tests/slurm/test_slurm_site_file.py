@@ -96,3 +96,10 @@ def test_a_job_has_what_submit_has_read_whatever_the_lines_do(tmp_path: Path, te
     printed = "".join(f"printf '%s\\0' \"${name}\"\n" for name in NAMES)
     shell = "".join(f"export {name}=of-the-shell\n" for name in NAMES)
     assert bash(shell + lines + printed) == [getattr(site, name.lower()) or "" for name in NAMES]
+
+
+@pytest.mark.parametrize("option", ["--output=%t.log", "-o a", "--mem=1 --error a", "--output a"])
+def test_what_ranks_say_stays_in_the_log(tmp_path: Path, option: str) -> None:
+    refused = read(tmp_path, f"SRUN_OPTIONS='{option}'\n")
+    assert isinstance(refused, str) and "the job's log is read for bad nodes" in refused
+    assert isinstance(read(tmp_path, "SRUN_OPTIONS='--overcommit --x-o=1'\n"), Site)

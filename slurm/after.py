@@ -27,7 +27,8 @@ from trainer.checkpoint_files import committed
 from trainer.run_folder import RunFolder, makes_no_progress
 
 CONTROLLER_AWAY_SECONDS = 3600.0
-COMMAND_RESTARTS = 5  # of a command that keeps no count of its own progress
+COMMAND_FAILURES = 5  # of a command, whose progress is not known, after which it runs again
+TOLD = "told to stop"
 BAD_STARTS = 3  # in a row without a step in between, after which it is not the nodes' fault
 FINAL: dict[int, str] = {
     ExitCode.DONE: "finished",
@@ -90,7 +91,7 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
     """Whether a start's end is the job's.
 
     Args:
-        log: what this start has printed.
+        log: what the job has printed, over all of its starts.
         run: where it trains, None for other commands.
         history: of the run.
     """
@@ -100,33 +101,43 @@ def decide(start: Start, log: str, run: RunFolder | None, history: JobFolder | N
     if start.job in begun and begun[-1] != start.job:
         # It has taken the run over (plain sbatch refuses no second job). Two would do so in turns for ever.
         return Decision(False, ExitCode.RECIPE, f"job {begun[-1]} trains this run")
-    bad = bad_nodes(log)
+    bad = bad_nodes(log[max(0, log.rfind("bitdance: start ")) :])
     # Of this job alone: before another one was submitted a person has looked at what had happened.
     ends = [end for end in history.lines("end") if end["job"] == start.job] if history is not None else []
-    ends = ends[-BAD_STARTS + 1 :]
     if len(bad) == start.count > 1 and len(set(bad.values())) == 1:
         return Decision(False, ExitCode.RECIPE, f"all {start.count} nodes say: {next(iter(bad.values()))}")
     if bad:
         said = reasons_of(bad.values())
-        if [tuple(end.get("reasons", ())) for end in ends] == [said] * (BAD_STARTS - 1):
+        if [tuple(end.get("reasons", ())) for end in ends[-BAD_STARTS + 1 :]] == [said] * (BAD_STARTS - 1):
             why = f"three starts in a row, each on other nodes, say: {'; '.join(bad.values())}"
             return Decision(False, ExitCode.RECIPE, why, tuple(bad), said)
         why = "; ".join(f"{node}: {reason}" for node, reason in bad.items())
         return Decision(True, ExitCode.REQUEUE, why, tuple(bad), said)
     if run is None or history is None:
-        failed = start.code != ExitCode.REQUEUE and not start.told
-        if start.code == ExitCode.BUG or (failed and start.restart >= COMMAND_RESTARTS):
-            return Decision(False, ExitCode.BUG, f"exit code {start.code} after {start.restart} restarts")
-        return Decision(True, ExitCode.REQUEUE, describe(start.code))
+        return decide_for_command(start, log)
     step = committed_step(run)
-    fruitless = [end for end in ends if end["step"] == step and not end.get("told")]
-    stuck = not start.told and len(fruitless) == BAD_STARTS - 1
+    untold = [end for end in ends if not end.get("told")][-BAD_STARTS + 1 :]
+    stuck = not start.told and [end["step"] for end in untold] == [step] * (BAD_STARTS - 1)
     if stuck or makes_no_progress(run, step, history.began(start.job)):
         return Decision(
             False,
             ExitCode.BUG,
             f"three starts in a row never got past step {step}; the last one: {describe(start.code)}",
         )
+    return Decision(True, ExitCode.REQUEUE, describe(start.code))
+
+
+def decide_for_command(start: Start, log: str) -> Decision:
+    """The same where nothing but the job's log tells of its earlier starts."""
+    if start.code == ExitCode.BUG:
+        return Decision(False, ExitCode.BUG, describe(start.code))
+    if start.told:
+        return Decision(True, ExitCode.REQUEUE, TOLD)
+    # Not those that Slurm has restarted, for a lost node or another job.
+    failed = re.findall(rf"^bitdance: again: (?!{TOLD}$)", log, re.MULTILINE)
+    failures = len(failed) if log else start.restart
+    if failures >= COMMAND_FAILURES:
+        return Decision(False, ExitCode.BUG, f"{describe(start.code)}, after {failures} ends like it")
     return Decision(True, ExitCode.REQUEUE, describe(start.code))
 
 
@@ -183,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     job = {} if done and run is not None else record_of(start, 0.0 if done else CONTROLLER_AWAY_SECONDS)
     if job is None:
         return ExitCode.DONE if done else ExitCode.REQUEUE
-    decision = decide(start, this_start(), run, history)
+    decision = decide(start, own_log(), run, history)
     cancelled = history is not None and any(line["job"] == start.job for line in history.lines("cancel"))
     step = committed_step(run) if run else None
     if cancelled and decision.again:
@@ -230,25 +241,25 @@ def traces_of(start: Start, job: Mapping[str, str]) -> JobFolder | None:
 
 def _may_run_again(job: Mapping[str, str]) -> bool:
     """Whether Slurm would put it back: not one that was cancelled meanwhile, but one whose time is over."""
-    return job["JobState"] == "RUNNING" or job.get("Reason") == "TimeLimit"
+    timed_out = job.get("Reason") == "TimeLimit" and job["JobState"] != "CANCELLED"
+    return timed_out or job["JobState"] == "RUNNING"
 
 
 def run_of(recipe: str, overrides: Sequence[str]) -> Path | None:
     """The run folder that a recipe names; the rest may be of a version that this code does not know."""
     try:
         run = RecipeDocument(Path(recipe), overrides).values.get("run")
-    except UserError:
+    except (UserError, RecursionError):
         return None
     return Path(run) if isinstance(run, str) else None
 
 
-def this_start(log: Path = OWN_LOG) -> str:
-    """The part of a job's log that its latest start has written; nothing where it is no file."""
+def own_log() -> str:
+    """What the job has printed, over all of its starts; nothing where that is no file."""
     try:
-        text = log.read_text(errors="replace") if log.is_file() else ""
+        return OWN_LOG.read_text(errors="replace") if OWN_LOG.is_file() else ""
     except OSError:
         return ""
-    return text[max(0, text.rfind("bitdance: start ")) :]
 
 
 def run_again(start: Start, job: Mapping[str, str], decision: Decision) -> None:

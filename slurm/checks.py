@@ -71,9 +71,9 @@ def check_cluster(
         return []
     named: list[dict[str, str]] = []
     todo = ((work.script in DATA_SCRIPTS, work.site) for work in works if not work.done)
-    looked_at: dict[str | None, dict[str, str] | None] = {}
+    looked_at: dict[tuple[str | None, ...], dict[str, str] | None] = {}
     for data, site in sorted(dict.fromkeys(todo), key=lambda one: one[0]):  # a stage's nodes are more
-        wanted, setting = _given(site, "partition"), "PARTITION"
+        wanted, setting = tuple(_given(site, key) for key in ("partition", "account", "qos")), "PARTITION"
         if data and site.partition != file.site.partition:
             setting = "DATA_PARTITION"
         if wanted not in looked_at:

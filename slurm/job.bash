@@ -1,7 +1,11 @@
 # What all batch scripts have in common. They read it first; `bitdance submit` writes it into them.
 
 stop= step= teller=
-trap 'stop=yes; tell_step' USR1 TERM
+hear() {
+    stop=yes
+    tell_step
+}
+trap hear USR1 TERM
 # Of the shell that sbatch was called in; srun takes the job's own, or refuses two that differ.
 unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_PER_@}"
 
@@ -9,8 +13,10 @@ unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_PER_@}"
 begin_start() {
     # Not before: lines of modules and environments use variables that are not set. The others are as bash has them,
     # whatever the site's lines have set: what fails here is looked at, and must not end the script.
-    set -u +e +o pipefail
+    set -u +eE +o pipefail +o posix
     IFS=$' \t\n'
+    trap - ERR DEBUG RETURN
+    trap hear USR1 TERM
     PYTHON=${PYTHON:-$PWD/.venv/bin/python}
     local record said
     record=$(scontrol show job "$SLURM_JOB_ID" --oneliner | grep "^JobId=$SLURM_JOB_ID ")
@@ -21,11 +27,13 @@ begin_start() {
     echo "bitdance: start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date -Is)"
     # Empty steps, one more at each start. Slurm numbers the steps of each start from 0; an earlier start may live
     # on, on a node that is cut off, and end its own step by that number when the node comes back.
-    local _
+    local _ empty=()
     for _ in $(seq $((${SLURM_RESTART_COUNT:-0} % 16))); do
         srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 true &
+        empty+=($!)
     done
-    wait
+    # Not for all: the site's lines may have left something that runs on.
+    ((${#empty[@]} == 0)) || wait "${empty[@]}"
 }
 
 # sbatch hands on what it finds in a shell that is itself in a job: what Slurm does not say of this job is not its.
@@ -74,14 +82,15 @@ wait_for_step() {
     while kill -0 "$step" 2> /dev/null; do wait "$step"; done    # which a signal interrupts
     wait "$step"
     code=$?
-    # Of a step whose end bash has told of already, to a signal to the whole job, it says -1.
+    # What bash says of a step that ends in the moment of a signal, when it has told of its end already.
     ((code >= 0)) || code=$((128 + $(kill -l USR1)))
     step=
     [ -z "$teller" ] || kill -KILL "$teller" 2> /dev/null
+    trap '' USR1 TERM    # what comes now would end the interpreter that decides, before it can ignore them
 }
 
-# When this script is told to stop, so is its step: a stage saves, a command ends, and what it has done stays. By USR1:
-# at a TERM srun kills its tasks at once. Again and again: it drops what comes before it has launched them.
+# When this script is told to stop, so is its step: a stage saves, a command ends. By USR1: at a TERM srun kills its tasks
+# at once. Again and again: it drops what comes before it has launched them.
 tell_step() {
     [ -n "$step" ] && [ -z "$teller" ] || return
     (
@@ -93,4 +102,5 @@ tell_step() {
         done
     ) &> /dev/null &
     teller=$!
+    disown "$teller"    # or bash tells of its end
 }

@@ -117,8 +117,8 @@ def test_a_command_may_be_told_to_stop_as_often_as_need_be(lab: Lab) -> None:
         lab.cluster.run("scancel", "--batch", "--signal=USR1", str(number))
     wait_until(lambda: lab.cluster.job(number)["JobState"] == "COMPLETED", 120, "the end")
     said = log.read_text()
-    assert said.index("works\ntold\n") < said.index("bitdance: again: saved, wants to go on")
-    assert "missed" not in said and said.count("bitdance: again: ") == TOLD
+    assert said.index("works\ntold\n") < said.index("bitdance: again: ")
+    assert "missed" not in said and said.count("bitdance: again: told to stop") == TOLD
 
 
 def test_a_job_that_is_not_ready_in_time_is_put_back_too(lab: Lab) -> None:
@@ -128,7 +128,7 @@ def test_a_job_that_is_not_ready_in_time_is_put_back_too(lab: Lab) -> None:
     log = lab.folder / "late.log"
     number = lab.command(log, "--time=1", PYTHON=str(lab.interpreter(first)))
     wait_until(lambda: lab.cluster.job(number)["JobState"] == "COMPLETED", 300, "the end")
-    assert "bitdance: again: saved, wants to go on" in log.read_text()
+    assert "bitdance: again: told to stop" in log.read_text()
     assert lab.cluster.job(number)["Restarts"] == "1"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from foundation.errors import DataError, ExitCode
 from slurm import follow, start, states
-from slurm.after import BAD_NODE, Decision, Start, decide, run_of, this_start, traces_of
+from slurm.after import BAD_NODE, Decision, Start, decide, run_of, traces_of
 from slurm.checks import gpus_of, node_range, seconds_of
 from slurm.controller import fields
 from slurm.follow import duration, last_line
@@ -37,12 +37,11 @@ def test_which_ends_are_final(tmp_path: Path, code: int, again: bool) -> None:
 
 
 def test_bad_nodes_are_those_that_this_start_has_named(tmp_path: Path) -> None:
-    log = tmp_path / "7.log"
-    log.write_text(
+    log = (
         "bitdance: start 0 of job 7\nbitdance: bad node n1: old\n"
         "bitdance: start 1 of job 7\nnoise\nbitdance: bad node n2: 0.1 GB are free in /tmp, 2 are needed\n"
     )
-    decision = end(tmp_path, 75, this_start(log))
+    decision = end(tmp_path, 75, log)
     assert decision.again and decision.without == ("n2",)
     assert decision.why == "n2: 0.1 GB are free in /tmp, 2 are needed"
 
@@ -60,6 +59,10 @@ def test_starts_that_were_told_to_stop_before_they_could_save_do_not_count(tmp_p
         assert decision.again
         history.note("end", 7, code=code, step=0, again=True, why=decision.why, told=True)
     assert decide(Start(7, 0, "n1", 137), "", run, history).again
+    for code in (137, 137):  # nor do they part what counts
+        history.note("end", 7, code=code, step=0, told=False)
+        history.note("end", 7, code=75, step=0, told=True)
+    assert not decide(Start(7, 0, "n1", 137), "", run, history).again
 
 
 @pytest.mark.parametrize("code", [75, 138, 143])
@@ -167,11 +170,17 @@ def test_ends_before_the_first_step_are_counted_too(tmp_path: Path) -> None:
 
 
 def test_a_command_is_run_again_five_times() -> None:
-    assert decide(Start(7, 4, "n1", 137), "", None, None).again
-    assert not decide(Start(7, 5, "n1", 137), "", None, None).again
+    log = "bitdance: start 0\n"
+    for restart, code in enumerate([137, 75, 1, 138, 143]):
+        for told in (True, False):  # told as often as need be
+            decision = decide(Start(7, 2 * restart, "n1", code, told=told), log, None, None)
+            assert decision.again
+            log += f"bitdance: again: {decision.why}\nbitdance: start {restart}\n"
+    last = decide(Start(7, 9, "n1", 75), log, None, None)
+    assert (last.again, last.code) == (False, ExitCode.BUG)
+    assert last.why == "saved, wants to go on, after 5 ends like it"
+    assert not decide(Start(7, 5, "n1", 137), "", None, None).again  # the log is elsewhere
     assert not decide(Start(7, 0, "n1", 70), "", None, None).again
-    for code in (137, 138, 143):
-        assert decide(Start(7, 9, "n1", code, told=True), "", None, None).again  # as often as need be
 
 
 def test_the_run_is_known_though_the_recipe_is_of_another_version(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from simulated_nodes import Node, simulate
 from small_stage import write_recipe
 
 from foundation.errors import ExitCode
+from foundation.recipes import load_recipe
 from slurm import interconnect, start
 from slurm.after import Decision, Start, decide
 from slurm.history import JobFolder
 from slurm.node_checks import Limits, available_memory
 from slurm.preflight import Verdict, announce
+from trainer.recipe import StageRecipe
 from trainer.run_folder import RunFolder
 from trainer.signals import StopFlag
 
@@ -207,6 +209,10 @@ def test_a_bad_node_ends_the_ranks_that_stay_silent(
     monkeypatch.setattr(start, "preflight", lambda *arguments: verdict)
     recipe = write_recipe(shared)
     assert start.start(StopFlag(), [str(recipe), "--nodes", "n0 n1 n2"]) == code
+    # One that was cancelled, and that Slurm has started anew before it could end, does not even look.
+    monkeypatch.setattr(start, "preflight", None)
+    JobFolder.of_run(load_recipe(StageRecipe, recipe).run).note("cancel", 7)
+    assert start.start(StopFlag(), [str(recipe), "--nodes", "n0 n1 n2"]) == ExitCode.REQUEUE
 
 
 def test_the_speed_of_a_gpu_is_that_of_its_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,9 @@
 """The batch scripts by themselves, with commands in Slurm's place that write down what they are told."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -108,95 +106,6 @@ def test_a_job_that_was_cancelled_is_not_put_back_for_a_bad_node(tmp_path: Path,
     """Slurm would take it: a requeue is for jobs that have ended, too."""
     code, told = run_script(tmp_path, name, "/no/python", state="CANCELLED")
     assert code == 75 and all(line.startswith("show ") for line in told)
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
-@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
-@pytest.mark.parametrize("whom", ["script", "whole job"])
-def test_a_signal_before_the_step_reaches_the_step(
-    tmp_path: Path, name: str, sent: signal.Signals, whom: str
-) -> None:
-    """While the interpreter is asked; the node is not blamed for it."""
-    told, record = tmp_path / "told", "JobId=12 ArrayTaskId=3 JobState=RUNNING Restarts=0 StdOut=x"
-    commands = {
-        "scontrol": f"#!/bin/bash\necho $1 >> {told}\necho {record}\n",
-        "srun": "#!/bin/bash\ntrap 'exit 75' USR1 TERM\nfor _ in {1..100}; do sleep 0.05; done\n"
-        f"echo whole >> {told}\n",
-        "python": f'#!/bin/bash\n[ "$1" = -c ] || exit "${{@: -1}}"\ntouch {tmp_path}/asked\nsleep 0.3\n',
-    }
-    script = begin(tmp_path, name, commands, **ELEMENT)
-    while not (tmp_path / "asked").exists():
-        time.sleep(0.01)
-    (os.kill if whom == "script" else os.killpg)(script.pid, sent)
-    said, _ = script.communicate(timeout=60)
-    assert script.returncode in (75, 128 + signal.SIGUSR1)  # told, or ended by it before it could be told
-    assert "bad node" not in said and not {"whole", "requeue"} & set(told.read_text().split())
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_a_step_that_drops_signals_while_it_is_launched_is_told_again(tmp_path: Path, name: str) -> None:
-    """srun does until its tasks run, and at a TERM it would kill them. What decides hears of it."""
-    commands = {
-        "scontrol": "#!/bin/sh\n",
-        "srun": "#!/bin/bash\ntrap 'exit 99' TERM\ntrap : USR1\n"
-        f"touch {tmp_path}/launches\nfor _ in {{1..10}}; do sleep 0.05; done\n"
-        "trap 'exit 75' USR1\nfor _ in {1..100}; do sleep 0.05; done\n",
-        "python": f'#!/bin/bash\n[ "$1" = -c ] && exit\necho "$*" > {tmp_path}/asked\nexit "${{@: -1}}"\n',
-    }
-    script = begin(tmp_path, name, commands, **ELEMENT)
-    while not (tmp_path / "launches").exists():
-        time.sleep(0.01)
-    script.send_signal(signal.SIGUSR1)
-    script.communicate(timeout=60)
-    assert script.returncode == 75 and (tmp_path / "asked").read_text().endswith(" --told --code 75\n")
-
-
-def test_what_the_sites_lines_set_does_not_end_the_script(tmp_path: Path) -> None:
-    """Many begin with `set -euo pipefail`; with it, the end of the step would be that of the job."""
-    commands = {
-        "scontrol": "#!/bin/sh\nexit 1\n",
-        "srun": f'#!/bin/bash\necho "$4" > {tmp_path}/option\nexit 137\n',
-        "python": '#!/bin/bash\n[ "$1" = -c ] || exit 75\n',
-    }
-    lines = "set -euo pipefail\nIFS=,\nSRUN_OPTIONS='--one --two'\n"
-    (repository(tmp_path) / "site.env").write_text(lines)
-    script = begin(tmp_path, "command", commands)
-    script.communicate(timeout=60)
-    assert script.returncode == 75 and (tmp_path / "option").read_text() == "--one\n"
-
-
-@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_step_that_a_signal_to_the_whole_job_ends_has_a_code(tmp_path: Path, sent: signal.Signals) -> None:
-    """Bash, which may have told of its end already, says -1 instead, three times of four."""
-    commands = {
-        "scontrol": "#!/bin/sh\n",
-        "srun": f"#!/bin/sh\ntouch {tmp_path}/runs\nexec sleep 20\n",
-        "python": f'#!/bin/bash\n[ "$1" = -c ] || echo "${{@: -1}}" > {tmp_path}/code\n',
-    }
-    for _ in range(4):
-        script = begin(tmp_path, "train", commands)
-        while not (tmp_path / "runs").exists():
-            time.sleep(0.01)
-        time.sleep(0.1)  # until the script waits
-        os.killpg(script.pid, sent)
-        script.communicate(timeout=60)
-        assert (tmp_path / "code").read_text() in ("138\n", "143\n")  # by the signal, or told by the script
-        (tmp_path / "runs").unlink()
-
-
-@pytest.mark.parametrize("end", ["kill -KILL $$", "kill -TERM $$", "kill -USR1 $$", "exit 1"])
-def test_an_interpreter_that_a_signal_has_ended_is_not_a_bad_one(tmp_path: Path, end: str) -> None:
-    """Of a rank: srun ends the others when one fails."""
-    commands = {
-        "scontrol": "#!/bin/sh\n",
-        "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
-        "python": f'#!/bin/bash\n[ "$2" = pass ] && {end}\n[ "$1" = -c ] || exit "${{@: -1}}"\n',
-    }
-    script = begin(tmp_path, "train", commands)
-    said, _ = script.communicate(timeout=60)
-    codes = {"KILL": 137, "TERM": 143, "USR1": 138}
-    expected = next((code for name, code in codes.items() if name in end), 75)
-    assert (script.returncode, "bad node n1" in said) == (expected, end == "exit 1")
 
 
 def test_a_bad_node_is_left_when_the_controller_is_back(tmp_path: Path) -> None:

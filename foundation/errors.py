@@ -46,8 +46,10 @@ class Problems:
     lines: list[str] = field(default_factory=list)
 
     def add(self, where: str, problem: str, fix: str = "") -> None:
-        """Note one problem at ``where`` (a file and line, a key, a shard) and how to mend it."""
-        self.lines.append(f"  {where}: {problem}" + (f" ({fix})" if fix else ""))
+        """Note one problem, once, at ``where`` (a file and line, a key, a shard) and how to mend it."""
+        line = f"  {where}: {problem}" + (f" ({fix})" if fix else "")
+        if line not in self.lines:
+            self.lines.append(line)
 
     def raise_if_any(self, error: type[UserError], heading: str) -> None:
         """Raise ``error`` with all problems under ``heading``; do nothing where there are none."""

@@ -135,9 +135,10 @@ def decide_for_command(start: Start, log: str) -> Decision:
         return Decision(True, ExitCode.REQUEUE, TOLD)
     # Not those that Slurm has restarted, for a lost node or another job.
     failed = re.findall(rf"^bitdance: again: (?!{TOLD}$)", log, re.MULTILINE)
-    failures = len(failed) if log else start.restart
+    # One log may be that of several jobs, or of this start alone: each own failure was followed by a restart.
+    failures = min(len(failed), start.restart) if "bitdance: start 0 " in log else start.restart
     if failures >= COMMAND_FAILURES:
-        return Decision(False, ExitCode.BUG, f"{describe(start.code)}, after {failures} ends like it")
+        return Decision(False, ExitCode.BUG, f"{describe(start.code)}, after {failures} failures")
     return Decision(True, ExitCode.REQUEUE, describe(start.code))
 
 
@@ -195,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     if job is None:
         return ExitCode.DONE if done else ExitCode.REQUEUE
     decision = decide(start, own_log(), run, history)
-    cancelled = history is not None and any(line["job"] == start.job for line in history.lines("cancel"))
+    cancelled = history is not None and history.is_cancelled(start.job)
     step = committed_step(run) if run else None
     if cancelled and decision.again:
         saved = f"step {step} is saved" if step else "nothing is saved yet"

@@ -16,7 +16,7 @@ import yaml
 from data_pipeline.status import read_status
 from foundation.errors import DataError, UserError
 from foundation.progress import say
-from slurm.controller import ControllerAway, all_jobs, is_live, live, slurm
+from slurm.controller import ControllerAway, SlurmError, all_jobs, is_live, live, slurm
 from slurm.history import COMMENT, JobFolder
 from slurm.reasons import why
 from slurm.states import Known, job_in_focus, live_jobs, state_of
@@ -239,6 +239,7 @@ def cancel(output: str | Path, patience: float) -> None:
 
     Raises:
         DataError: no job of the run is live.
+        SlurmError: the controller refuses or is away; nothing is cancelled then.
     """
     folder = folder_of(output)
     found = live_jobs(folder, all_jobs())
@@ -246,15 +247,19 @@ def cancel(output: str | Path, patience: float) -> None:
         raise DataError(f"{output}: no job of it is in the queue")
     for number, jobs in found.items():
         folder.note("cancel", number)
-        if jobs[0]["JobState"] == "RUNNING" and folder.path.name == "slurm":
-            _save_and_end(number, RunFolder(Path(output)), patience)
+        saves = jobs[0]["JobState"] == "RUNNING" and folder.path.name == "slurm"
+        try:
+            slurm("scancel", *(("--batch", "--signal=USR1") if saves else ()), str(number))
+        except SlurmError:
+            folder.note("cancel", number, withdrawn=True)
+            raise
+        if saves:
+            _wait_for_the_end(number, RunFolder(Path(output)), patience)
         else:
-            slurm("scancel", str(number))
             say(f"job {number} is cancelled; what is done stays done")
 
 
-def _save_and_end(number: int, run: RunFolder, patience: float) -> None:
-    slurm("scancel", "--batch", "--signal=USR1", str(number))
+def _wait_for_the_end(number: int, run: RunFolder, patience: float) -> None:
     say(f"job {number} ends its step, saves, and is cancelled then")
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:

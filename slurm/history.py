@@ -76,6 +76,11 @@ class JobFolder:
             (float(line["time"]) for line in self.lines("start") if line["job"] == job), default=math.inf
         )
 
+    def is_cancelled(self, job: int) -> bool:
+        """Whether `bitdance cancel` has asked for a job's end, and Slurm has taken it."""
+        asked = [line for line in self.lines("cancel") if line["job"] == job]
+        return bool(asked) and not asked[-1].get("withdrawn")
+
     def jobs(self) -> list[int]:
         """The latest job, after those of this folder that it waits for: an array, before what finishes its
         dataset.

@@ -15,7 +15,7 @@ begin_start() {
     # whatever the site's lines have set: what fails here is looked at, and must not end the script.
     set -u +eE +o pipefail +o posix
     IFS=$' \t\n'
-    trap - ERR DEBUG RETURN
+    trap : ERR DEBUG RETURN    # one that is removed here is back when the function returns
     trap hear USR1 TERM
     PYTHON=${PYTHON:-$PWD/.venv/bin/python}
     local record said
@@ -33,7 +33,7 @@ begin_start() {
         empty+=($!)
     done
     # Not for all: the site's lines may have left something that runs on.
-    ((${#empty[@]} == 0)) || wait "${empty[@]}"
+    ((${#empty[@]} == 0)) || wait "${empty[@]}" || :
 }
 
 # sbatch hands on what it finds in a shell that is itself in a job: what Slurm does not say of this job is not its.
@@ -102,5 +102,5 @@ tell_step() {
         done
     ) &> /dev/null &
     teller=$!
-    disown "$teller"    # or bash tells of its end
+    disown "$teller" 2> /dev/null    # or bash tells of its end
 }

@@ -50,8 +50,8 @@ def start(stop: StopFlag, arguments: list[str] | None = None) -> int:
         if speaks:
             say(f"{recipe.run} is finished: {finished} steps, the model is in {recipe.run}/export")
         return ExitCode.DONE
-    if _is_cancelled(recipe):
-        return ExitCode.REQUEUE
+    if JobFolder.of_run(recipe.run).is_cancelled(int(os.environ["SLURM_JOB_ID"])):
+        return ExitCode.REQUEUE  # Slurm has started it anew before it could end
     limits = Limits(**{f.name: getattr(options, f.name) for f in fields(Limits)})
     verdict = preflight(recipe, limits, options.nodes.split(), os.environ)
     if speaks:
@@ -76,12 +76,6 @@ def of_srun(environment: Mapping[str, str]) -> dict[str, str]:
 def _makes_no_progress(run: RunFolder) -> bool:
     began = JobFolder.of_run(run.path).began(int(os.environ["SLURM_JOB_ID"]))
     return makes_no_progress(run, committed_step(run), began)
-
-
-def _is_cancelled(recipe: StageRecipe) -> bool:
-    """Whether `bitdance cancel` has asked for the job's end, and Slurm has started it anew meanwhile."""
-    cancels = JobFolder.of_run(recipe.run).lines("cancel")
-    return any(line["job"] == int(os.environ["SLURM_JOB_ID"]) for line in cancels)
 
 
 def _note_start(recipe: StageRecipe) -> None:

@@ -78,6 +78,6 @@ def _remembered(number: int, folder: JobFolder) -> dict[str, str]:
     starts = [line for line in folder.lines("start") if line["job"] == number]
     if not ends or ends[-1].get("again"):
         return {"JobState": "UNKNOWN", "Restarts": str(max(0, len(starts) - 1))}
-    cancelled = any(line["job"] == number for line in folder.lines("cancel"))
+    cancelled = folder.is_cancelled(number)
     state = "COMPLETED" if ends[-1]["code"] == 0 else "CANCELLED" if cancelled else "FAILED"
     return {"JobState": state, "NodeList": ends[-1]["nodes"], "Restarts": str(ends[-1]["restart"])}

@@ -170,7 +170,7 @@ def test_ends_before_the_first_step_are_counted_too(tmp_path: Path) -> None:
 
 
 def test_a_command_is_run_again_five_times() -> None:
-    log = "bitdance: start 0\n"
+    log = "bitdance: start 0 of job 7\n"
     for restart, code in enumerate([137, 75, 1, 138, 143]):
         for told in (True, False):  # told as often as need be
             decision = decide(Start(7, 2 * restart, "n1", code, told=told), log, None, None)
@@ -178,8 +178,11 @@ def test_a_command_is_run_again_five_times() -> None:
             log += f"bitdance: again: {decision.why}\nbitdance: start {restart}\n"
     last = decide(Start(7, 9, "n1", 75), log, None, None)
     assert (last.again, last.code) == (False, ExitCode.BUG)
-    assert last.why == "saved, wants to go on, after 5 ends like it"
-    assert not decide(Start(7, 5, "n1", 137), "", None, None).again  # the log is elsewhere
+    assert last.why == "saved, wants to go on, after 5 failures"
+    own = "bitdance: start 5 of job 7\n"
+    for elsewhere in ("", own):  # the log, or what it had of the starts before
+        assert not decide(Start(7, 5, "n1", 137), elsewhere, None, None).again
+    assert decide(Start(8, 0, "n1", 137), log, None, None).again  # another job's
     assert not decide(Start(7, 0, "n1", 70), "", None, None).again
 
 

@@ -179,6 +179,27 @@ def test_nothing_is_cancelled_without_the_controller(away: Path) -> None:
     assert not JobFolder.of_run(away / "run").lines("cancel")
 
 
+def test_a_cancel_that_slurm_has_not_taken_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job would end at its next restart."""
+    history, answers = JobFolder.of_run(tmp_path), [ControllerAway("gone"), ""]
+
+    def slurm(*command: str) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, ControllerAway):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(follow, "slurm", slurm)
+    monkeypatch.setattr(follow, "all_jobs", dict)
+    monkeypatch.setattr(follow, "live_jobs", lambda folder, known: {7: [{"JobState": "PENDING"}]})
+    history.note("submitted", 7)
+    with pytest.raises(ControllerAway):
+        follow.cancel(tmp_path, 0)
+    assert not history.is_cancelled(7)
+    follow.cancel(tmp_path, 0)
+    assert history.is_cancelled(7) and not history.is_cancelled(8)
+
+
 def test_a_save_is_waited_for_though_the_controller_goes_away(
     away: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,5 +213,5 @@ def test_a_save_is_waited_for_though_the_controller_goes_away(
 
     monkeypatch.setattr(follow, "live", live)
     monkeypatch.setattr(follow.time, "sleep", lambda seconds: None)
-    follow._save_and_end(7, RunFolder(away / "run"), 60)
+    follow._wait_for_the_end(7, RunFolder(away / "run"), 60)
     assert "job 7 has ended" in capsys.readouterr().out and not answers

@@ -57,6 +57,7 @@ def test_a_step_that_drops_signals_while_it_is_launched_is_told_again(tmp_path: 
     [
         "set -euo pipefail",  # many scripts begin so
         "set -E; trap 'exit 9' ERR",
+        "trap 'exit 9' ERR",
         "set -o posix",
         "sleep 50 > /dev/null 2>&1 &",
         "trap - USR1; trap 'exit 9' USR1",
@@ -65,13 +66,13 @@ def test_a_step_that_drops_signals_while_it_is_launched_is_told_again(tmp_path: 
 def test_what_the_sites_lines_do_does_not_end_the_script_or_hold_it(tmp_path: Path, line: str) -> None:
     """The step's end would be that of the job, or its code lost."""
     commands = {
-        "scontrol": "#!/bin/sh\nexit 1\n",
-        "srun": "#!/bin/bash\ntrap '' USR1\nkill -USR1 $PPID\nsleep 0.2\n"
+        "scontrol": "#!/bin/sh\nexit 1\n",  # so that it counts as a later start
+        "srun": "#!/bin/bash\n[ $1 = --overlap ] && exit 1\ntrap '' USR1\nkill -USR1 $PPID\nsleep 0.2\n"
         f'echo "$4" > {tmp_path}/option\nexit 137\n',
         "python": '#!/bin/bash\n[ "$1" = -c ] || exit $((${@: -1} - 1))\n',
     }
     (repository(tmp_path) / "site.env").write_text(f"{line}\nIFS=,\nSRUN_OPTIONS='--one --two'\n")
-    script = begin(tmp_path, "command", commands)
+    script = begin(tmp_path, "command", commands, SLURM_RESTART_COUNT="1")
     script.communicate(timeout=30)
     assert script.returncode == 136 and (tmp_path / "option").read_text() == "--one\n"
     with suppress(ProcessLookupError):

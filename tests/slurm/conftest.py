@@ -41,6 +41,7 @@ def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 @pytest.fixture(scope="session")
 def undisturbed(lab: Lab) -> Run:
     """A run of two nodes from beginning to end."""
+    lab.cluster.mend()  # a fixture of the session comes before `whole`
     run = lab.submit("undisturbed")
     run.wait_for_end()
     return run

@@ -89,8 +89,8 @@ wait_for_step() {
     trap '' USR1 TERM    # what comes now would end the interpreter that decides, before it can ignore them
 }
 
-# When this script is told to stop, so is its step: a stage saves, a command ends. By USR1: at a TERM srun kills its tasks
-# at once. Again and again: it drops what comes before it has launched them.
+# When this script is told to stop, so is its step: a stage saves, a command ends. By USR1: at a TERM srun kills its
+# tasks at once. Again and again: it drops what comes before it has launched them.
 tell_step() {
     [ -n "$step" ] && [ -z "$teller" ] || return
     (
